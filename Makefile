@@ -1,0 +1,46 @@
+# Two commands on a fresh machine with Python 3.11 or newer, pip and make:
+#
+#   make gradients    set up, then measure how the gradient of an RNN and of an LSTM decays; results in out/
+#   make test         set up, then run the tests
+#
+# PYTHON chooses the interpreter, VENV the environment's folder, EXTRAS what is installed beside the library.
+
+PYTHON ?= python3
+VENV ?= .venv
+EXTRAS ?= dev
+OUT ?= out
+WORKERS ?= auto
+
+BIN := $(VENV)/bin
+comma := ,
+INSTALLED := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
+
+.PHONY: setup gradients test lint format clean
+
+gradients: $(INSTALLED)
+	$(BIN)/python benchmarks/gradient_norms.py --out $(OUT)
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+setup: $(INSTALLED)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) .venv-newest build dist .pytest_cache .ruff_cache .hypothesis
+
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "lstmjax needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
+	touch $@

@@ -1,0 +1,51 @@
+"""lstmjax: a functional LSTM for JAX, and an instrument for watching gradients survive a long lag.
+
+The unit     ``gates``, ``lstm_step``, ``gru_step``, ``rnn_step``
+Cells        ``lstm``, ``gru``, ``rnn``, each a ``Cell`` of pure functions
+Over time    ``unroll``, ``state_history``; in layers and directions, ``init_stack``, ``unroll_stack``
+Gradients    ``lstmjax.gradients``
+"""
+
+from lstmjax import gates, gradients, init
+from lstmjax.cells import (
+    Cell,
+    GRUParams,
+    GRUState,
+    LSTMParams,
+    LSTMState,
+    RNNParams,
+    RNNState,
+    gru,
+    gru_step,
+    lstm,
+    lstm_step,
+    rnn,
+    rnn_step,
+)
+from lstmjax.stack import init_stack, unroll_stack
+from lstmjax.unroll import state_history, unroll
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Cell",
+    "GRUParams",
+    "GRUState",
+    "LSTMParams",
+    "LSTMState",
+    "RNNParams",
+    "RNNState",
+    "gates",
+    "gradients",
+    "gru",
+    "gru_step",
+    "init",
+    "init_stack",
+    "lstm",
+    "lstm_step",
+    "rnn",
+    "rnn_step",
+    "state_history",
+    "unroll",
+    "unroll_stack",
+]

@@ -1,0 +1,128 @@
+"""The long short-term memory cell."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from lstmjax import init as initializers
+from lstmjax.cells.base import Cell, check_hidden_size, check_step, zeros_state
+from lstmjax.gates import (
+    candidate,
+    emit_hidden_state,
+    forget_gate,
+    input_gate,
+    output_gate,
+    pre_activation,
+    split_gates,
+    update_cell_state,
+)
+from lstmjax.typing import Initializer, Key
+
+
+class LSTMParams(NamedTuple):
+    """The weights of an LSTM, four gates side by side in the order i, f, g, o.
+
+    Attributes:
+        w_x: ``[I, 4H]`` input weights.
+        w_h: ``[H, 4H]`` recurrent weights.
+        b: ``[4H]`` biases; the forget bias is in here, at ``b[H:2H]``, and nowhere else.
+    """
+
+    w_x: Array
+    w_h: Array
+    b: Array
+
+
+class LSTMState(NamedTuple):
+    """The two memories of an LSTM, ordered ``(c, h)`` as a Flax carry.
+
+    Attributes:
+        c: ``[*B, H]`` cell state, the long-term memory.
+        h: ``[*B, H]`` hidden state, the short-term memory and the output.
+    """
+
+    c: Array
+    h: Array
+
+
+def lstm_step(
+    params: LSTMParams, state: LSTMState, x: Any
+) -> tuple[LSTMState, Float[Array, "*B H"]]:
+    """One step of the LSTM: every gate reads x and h, then c' = f ∘ c + i ∘ g and h' = o ∘ tanh(c').
+
+    Args:
+        params: weights, see :class:`LSTMParams`.
+        state: c and h, each ``[*B, H]``.
+        x: ``[*B, I]`` input, floating.
+
+    Returns:
+        The new state, in the dtype of the old one, and the output, which is the new h.
+
+    Raises:
+        ValueError: x, state and params disagree in shape.
+        TypeError: x is not floating.
+
+    Source: :mod:`lstmjax.gates`, where each equation stands.
+
+    >>> params = LSTMParams(jnp.ones((1, 4)), jnp.ones((1, 4)), jnp.zeros(4))
+    >>> state, y = lstm_step(params, LSTMState(c=jnp.array([2.0]), h=jnp.array([1.0])), jnp.array([1.0]))
+    >>> round(float(state.c[0]), 4), round(float(y[0]), 4)
+    (2.6107, 0.8713)
+    """
+    check_step(4, params, state.h, x)
+    dtype = jnp.promote_types(params.w_h.dtype, state.c.dtype)
+    z = pre_activation(*params, x=x, h=state.h).astype(dtype)
+    z_i, z_f, z_g, z_o = split_gates(z, 4)
+    c = update_cell_state(
+        forget_gate(z_f), state.c.astype(dtype), input_gate(z_i), candidate(z_g)
+    )
+    h = emit_hidden_state(output_gate(z_o), c)
+    new = LSTMState(c.astype(state.c.dtype), h.astype(state.h.dtype))
+    return new, new.h
+
+
+def lstm(
+    hidden_size: int,
+    *,
+    forget_bias: float | None = None,
+    w_x_init: Initializer = jax.nn.initializers.lecun_normal(),
+    w_h_init: Initializer | None = None,
+    b_init: Initializer | None = None,
+) -> Cell:
+    """An LSTM cell.
+
+    Args:
+        hidden_size: H, the number of hidden units.
+        forget_bias: the forget gate's initial bias, 1.0 unless told; all other biases start at 0.
+        w_x_init: draws ``[I, 4H]``.
+        w_h_init: draws ``[H, 4H]``; orthogonal, each gate by itself, unless told.
+        b_init: draws ``[4H]``, in place of ``forget_bias``; see :func:`lstmjax.init.chrono`.
+
+    Returns:
+        A :class:`Cell` over :class:`LSTMParams` and :class:`LSTMState`.
+
+    Raises:
+        ValueError: hidden_size is not a positive whole number, or both forget_bias and b_init are given.
+
+    >>> cell = lstm(hidden_size=3)
+    >>> params = cell.init(jax.random.key(0), 2)
+    >>> params.w_x.shape, params.b.tolist()
+    ((2, 12), [0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])
+    """
+    check_hidden_size(hidden_size)
+    if forget_bias is not None and b_init is not None:
+        raise ValueError("forget_bias and b_init both set the biases; give one of them")
+    w_h_init = w_h_init or initializers.per_gate(jax.nn.initializers.orthogonal(), 4)
+    b_init = b_init or initializers.forget_bias(1.0 if forget_bias is None else forget_bias)
+
+    def init(key: Key, input_size: int, dtype=jnp.float32) -> LSTMParams:
+        k_x, k_h, k_b = jax.random.split(key, 3)
+        return LSTMParams(
+            w_x=w_x_init(k_x, (input_size, 4 * hidden_size), dtype),
+            w_h=w_h_init(k_h, (hidden_size, 4 * hidden_size), dtype),
+            b=b_init(k_b, (4 * hidden_size,), dtype),
+        )
+
+    return Cell(init, zeros_state(LSTMState, 2, hidden_size), lstm_step)

@@ -1,0 +1,127 @@
+"""Initialisers, each ``(key, shape, dtype) -> array`` as in ``jax.nn.initializers``, which they complete.
+
+How fast a gradient decays is decided here before any training. "Orthogonal" alone names three different decays:
+drawn for each gate, every gate's block has singular values of 1; drawn once over the fused ``[H, 4H]`` block, a
+gate's block has a root-mean-square singular value of ½; PyTorch's uniform draw gives 1/√3 ≈ .58. So: say which.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from lstmjax.typing import Initializer, Key
+
+
+def per_gate(initializer: Initializer, gates: int) -> Initializer:
+    """Draws each gate's block by itself, with its own key, and lays the blocks side by side.
+
+    ``per_gate(orthogonal(), 4)`` is the default for an LSTM; ``orthogonal()`` alone is the fused draw.
+
+    Args:
+        initializer: draws one gate's ``[..., H]``.
+        gates: how many equal blocks the last axis holds.
+
+    Returns:
+        An initialiser for ``[..., gates·H]``. It raises ValueError where the last axis does not divide.
+
+    >>> w = per_gate(jax.nn.initializers.orthogonal(), 4)(jax.random.key(0), (8, 32), jnp.float32)
+    >>> bool(jnp.allclose(jnp.linalg.svd(w[:, :8])[1], 1.0, atol=1e-5))
+    True
+    """
+
+    def init(key: Key, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
+        size = _block_size(shape, gates)
+        draws = [initializer(k, (*shape[:-1], size), dtype) for k in jax.random.split(key, gates)]
+        return jnp.concatenate(draws, axis=-1)
+
+    return init
+
+
+def forget_bias(value: float) -> Initializer:
+    """LSTM biases ``[4H]``: ``value`` for the forget gate, 0 for the rest (Gers et al. 2000, Jozefowicz et al. 2015).
+
+    A bias b keeps σ(b) of the long-term memory a step: half of it for 0, 73 % for 1, 99.3 % for 5, that is half-lives
+    of 1, 2.2 and 103 steps.
+
+    >>> forget_bias(1.0)(jax.random.key(0), (8,), jnp.float32).tolist()
+    [0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
+    """
+
+    def init(key: Key, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
+        del key
+        size = _block_size(shape, 4)
+        return jnp.zeros(shape, dtype).at[size : 2 * size].set(value)
+
+    return init
+
+
+def chrono(max_lag: int) -> Initializer:
+    """LSTM biases ``[4H]`` that spread memory over all time scales up to ``max_lag`` steps.
+
+        b_f = ln u,  u ~ U[1, max_lag − 1];   b_i = −b_f;   the rest 0
+
+    so that 1/(1 − f) = 1 + u is itself uniform. Source: Tallec & Ollivier (2018).
+
+    Args:
+        max_lag: T_max, the longest dependency expected, in steps; at least 3.
+
+    Raises:
+        ValueError: max_lag is below 3, where the interval is empty.
+
+    >>> b = chrono(1000)(jax.random.key(0), (4 * 64,), jnp.float32)
+    >>> bool((b[:64] == -b[64:128]).all()), bool((b[64:128] <= math.log(999)).all())
+    (True, True)
+    """
+    if max_lag < 3:
+        raise ValueError(f"max_lag is {max_lag}; wanted at least 3 steps, since U[1, max_lag − 1] is empty below")
+
+    def init(key: Key, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
+        size = _block_size(shape, 4)
+        b_f = jnp.log(jax.random.uniform(key, (size,), minval=1.0, maxval=max_lag - 1.0))
+        return jnp.concatenate([-b_f, b_f, jnp.zeros(2 * size)]).astype(dtype)
+
+    return init
+
+
+def identity(scale: float = 1.0) -> Initializer:
+    """``scale`` times the identity matrix, for the ReLU network of Le, Jaitly & Hinton (2015).
+
+    >>> identity(0.5)(jax.random.key(0), (2, 2), jnp.float32).tolist()
+    [[0.5, 0.0], [0.0, 0.5]]
+    """
+
+    def init(key: Key, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
+        del key
+        return scale * jnp.eye(*shape, dtype=dtype)
+
+    return init
+
+
+def pytorch_uniform(hidden_size: int, *, draws: int = 1) -> Initializer:
+    """U(−1/√H, 1/√H), PyTorch's draw for every weight and bias of ``nn.LSTM``, ``nn.GRU`` and ``nn.RNN``.
+
+    Args:
+        hidden_size: H.
+        draws: how many independent draws are added: 2 for ``b``, since PyTorch keeps two biases that add.
+
+    >>> cell_kwargs = dict(w_x_init=pytorch_uniform(64), w_h_init=pytorch_uniform(64),
+    ...                    b_init=pytorch_uniform(64, draws=2))
+    >>> from lstmjax import lstm
+    >>> params = lstm(64, **cell_kwargs).init(jax.random.key(0), 3)
+    >>> bool(jnp.abs(params.w_h).max() <= 1 / 8), bool(jnp.abs(params.b).max() > 1 / 8)
+    (True, True)
+    """
+    bound = 1 / math.sqrt(hidden_size)
+
+    def init(key: Key, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
+        return jax.random.uniform(key, (draws, *shape), dtype, -bound, bound).sum(0)
+
+    return init
+
+
+def _block_size(shape: tuple[int, ...], gates: int) -> int:
+    if shape[-1] % gates:
+        raise ValueError(f"shape is {shape}; wanted a last axis that {gates} gates share equally")
+    return shape[-1] // gates

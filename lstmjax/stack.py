@@ -1,0 +1,151 @@
+"""Layers and directions: cells unrolled one after another, each over the outputs of the one before.
+
+A stack is a sequence of layers. A layer is a cell, run forwards, or a pair of cells, run forwards and backwards
+with their outputs side by side. Parameters and states have the same form: a tuple with one entry a layer, which for
+a pair is itself a pair.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from lstmjax.cells.base import Cell
+from lstmjax.typing import Key, Params, State
+from lstmjax.unroll import unroll
+
+Layer = Cell | tuple[Cell, Cell]
+
+
+def init_stack(
+    layers: Sequence[Layer], key: Key, input_size: int, dtype=jnp.float32
+) -> tuple[Params, ...]:
+    """Draws the parameters of every layer, each sized to the outputs of the one before.
+
+    Args:
+        layers: the stack.
+        key: random key; every cell gets one of its own.
+        input_size: I, the features of the first layer's input.
+        dtype: of the parameters.
+
+    Returns:
+        One entry a layer: a cell's parameters, or a pair of them.
+
+    Raises:
+        ValueError: there is no layer.
+        TypeError: a layer is neither a cell nor a pair of cells.
+
+    >>> import lstmjax
+    >>> layers = [(lstmjax.lstm(4), lstmjax.lstm(4)), lstmjax.gru(6)]
+    >>> both, gru = init_stack(layers, jax.random.key(0), 3)
+    >>> both[0].w_x.shape, gru.w_x.shape
+    ((3, 16), (8, 18))
+    """
+    _check_layers(layers)
+    params = []
+    for layer, layer_key in zip(layers, jax.random.split(key, len(layers)), strict=True):
+        if isinstance(layer, Cell):
+            drawn = layer.init(layer_key, input_size, dtype)
+            input_size = _output_size(layer, drawn, input_size)
+        else:
+            keys = jax.random.split(layer_key)
+            drawn = tuple(c.init(k, input_size, dtype) for c, k in zip(layer, keys, strict=True))
+            input_size = sum(
+                _output_size(c, p, input_size) for c, p in zip(layer, drawn, strict=True)
+            )
+        params.append(drawn)
+    return tuple(params)
+
+
+def unroll_stack(
+    layers: Sequence[Layer],
+    params: Sequence[Params],
+    xs: Any,
+    state: Sequence[State | None] | None = None,
+    *,
+    dropout_rate: float = 0.0,
+    dropout_key: Key | None = None,
+    **options: Any,
+) -> tuple[tuple[State, ...], Array]:
+    """Unrolls a stack of layers.
+
+    Args:
+        layers: the stack.
+        params: one entry a layer, as from :func:`init_stack`.
+        xs: ``[T, *B, I]`` inputs.
+        state: one entry a layer, the state before its first step (for a backward cell: before the row's last);
+            the cells' own initial states unless given.
+        dropout_rate: the share of each layer's outputs, the last layer's excepted, that is set to zero, the rest
+            being scaled by 1/(1 − rate). One mask ``[T, *B, H]`` a layer, drawn outside the scan.
+        dropout_key: random key for the masks; wanted where the rate is above 0, and only there. To evaluate, leave
+            both out.
+        **options: ``lengths``, ``mask``, ``resets``, ``remat_block`` and ``scan_unroll``, as for
+            :func:`~lstmjax.unroll.unroll`, for every layer.
+
+    Returns:
+        The final states, one entry a layer, and the last layer's outputs, ``[T, *B, H]``, or ``[T, *B, 2H]`` for a
+        pair, forwards first.
+
+    Raises:
+        ValueError: the number of params or states is not that of the layers; the rate is outside [0, 1); rate and
+            key do not go together; and whatever :func:`~lstmjax.unroll.unroll` raises.
+        TypeError: a layer is neither a cell nor a pair of cells, or an option is unknown.
+
+    >>> import lstmjax
+    >>> layers = [(lstmjax.lstm(4), lstmjax.lstm(4)), lstmjax.gru(6)]
+    >>> params = init_stack(layers, jax.random.key(0), 3)
+    >>> (both, gru), ys = unroll_stack(layers, params, jnp.ones((10, 2, 3)))
+    >>> both[1].c.shape, gru.h.shape, ys.shape
+    ((2, 4), (2, 6), (10, 2, 6))
+    """
+    _check_layers(layers)
+    state = (None,) * len(layers) if state is None else state
+    for name, given in (("params", params), ("state", state)):
+        if len(given) != len(layers):
+            raise ValueError(f"{name} has {len(given)} entries; wanted one for each of the {len(layers)} layers")
+    _check_dropout(dropout_rate, dropout_key)
+
+    finals, ys = [], xs
+    for depth, (layer, p, s) in enumerate(zip(layers, params, state, strict=True)):
+        if depth and dropout_key is not None:
+            ys = _dropout(jax.random.fold_in(dropout_key, depth), ys, dropout_rate)
+        if isinstance(layer, Cell):
+            final, ys = unroll(layer, p, ys, s, **options)
+        else:
+            s_forward, s_backward = (None, None) if s is None else s
+            ahead, ys_ahead = unroll(layer[0], p[0], ys, s_forward, **options)
+            back, ys_back = unroll(layer[1], p[1], ys, s_backward, reverse=True, **options)
+            final, ys = (ahead, back), jnp.concatenate([ys_ahead, ys_back], axis=-1)
+        finals.append(final)
+    return tuple(finals), ys
+
+
+def _dropout(key: Key, ys: Array, rate: float) -> Array:
+    kept = jax.random.bernoulli(key, 1 - rate, ys.shape)
+    return jnp.where(kept, ys / (1 - rate), 0)
+
+
+def _output_size(cell: Cell, params: Params, input_size: int) -> int:
+    dtype = jax.tree.leaves(params)[0].dtype
+    x = jax.ShapeDtypeStruct((input_size,), dtype)
+    _, y = jax.eval_shape(cell.step, params, cell.initial_state((), dtype), x)
+    return y.shape[-1]
+
+
+def _check_layers(layers: Sequence[Layer]) -> None:
+    if isinstance(layers, Cell) or not len(layers):
+        raise ValueError(f"layers is {layers!r}; wanted a sequence of at least one layer")
+    for depth, layer in enumerate(layers):
+        pair = isinstance(layer, tuple) and len(layer) == 2 and all(isinstance(c, Cell) for c in layer)
+        if not (isinstance(layer, Cell) or pair):
+            raise TypeError(f"layer {depth} is {layer!r}; wanted a Cell, or a pair of Cells, forwards and backwards")
+
+
+def _check_dropout(rate: float, key: Key | None) -> None:
+    if not 0 <= rate < 1:
+        raise ValueError(f"dropout_rate is {rate}; wanted 0 ≤ rate < 1")
+    if (rate > 0) != (key is not None):
+        given = "no dropout_key" if key is None else "a dropout_key"
+        raise ValueError(f"dropout_rate is {rate} with {given}; wanted both, or, to evaluate, neither")
