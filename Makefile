@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 comma := ,
 INSTALLED := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 
-.PHONY: setup gradients test lint format clean
+.PHONY: setup gradients test lint format results notebooks clean
 
 gradients: $(INSTALLED)
 	$(BIN)/python benchmarks/gradient_norms.py --out $(OUT)
@@ -33,6 +33,14 @@ lint: $(INSTALLED)
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# What is committed: the results and the table in the README, and the notebooks with their outputs.
+results: $(INSTALLED)
+	$(BIN)/python benchmarks/gradient_norms.py --out benchmarks/results
+	$(BIN)/python -m benchmarks.write_tables
+
+notebooks: $(INSTALLED)
+	$(BIN)/jupytext --to ipynb --execute notebooks/*.py
 
 clean:
 	rm -rf $(VENV) .venv-newest build dist .pytest_cache .ruff_cache .hypothesis

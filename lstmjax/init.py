@@ -9,9 +9,26 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from lstmjax.typing import Initializer, Key
+
+
+def orthogonal(scale: float = 1.0) -> Initializer:
+    """An orthogonal matrix times ``scale``: every singular value is ``scale``. In any floating dtype.
+
+    ``jax.nn.initializers.orthogonal`` with the decomposition done in float32 at least, since there is none below.
+
+    >>> orthogonal()(jax.random.key(0), (4, 4), jnp.bfloat16).dtype
+    dtype(bfloat16)
+    """
+    draw = jax.nn.initializers.orthogonal(scale)
+
+    def init(key: Key, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
+        return draw(key, shape, np.promote_types(dtype, jnp.float32)).astype(dtype)
+
+    return init
 
 
 def per_gate(initializer: Initializer, gates: int) -> Initializer:
@@ -26,7 +43,7 @@ def per_gate(initializer: Initializer, gates: int) -> Initializer:
     Returns:
         An initialiser for ``[..., gates·H]``. It raises ValueError where the last axis does not divide.
 
-    >>> w = per_gate(jax.nn.initializers.orthogonal(), 4)(jax.random.key(0), (8, 32), jnp.float32)
+    >>> w = per_gate(orthogonal(), 4)(jax.random.key(0), (8, 32), jnp.float32)
     >>> bool(jnp.allclose(jnp.linalg.svd(w[:, :8])[1], 1.0, atol=1e-5))
     True
     """

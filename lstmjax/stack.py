@@ -19,9 +19,7 @@ from lstmjax.unroll import unroll
 Layer = Cell | tuple[Cell, Cell]
 
 
-def init_stack(
-    layers: Sequence[Layer], key: Key, input_size: int, dtype=jnp.float32
-) -> tuple[Params, ...]:
+def init_stack(layers: Sequence[Layer], key: Key, input_size: int, dtype=jnp.float32) -> tuple[Params, ...]:
     """Draws the parameters of every layer, each sized to the outputs of the one before.
 
     Args:
@@ -52,9 +50,7 @@ def init_stack(
         else:
             keys = jax.random.split(layer_key)
             drawn = tuple(c.init(k, input_size, dtype) for c, k in zip(layer, keys, strict=True))
-            input_size = sum(
-                _output_size(c, p, input_size) for c, p in zip(layer, drawn, strict=True)
-            )
+            input_size = sum(_output_size(c, p, input_size) for c, p in zip(layer, drawn, strict=True))
         params.append(drawn)
     return tuple(params)
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 from jaxtyping import Array
 
 from lstmjax.cells.base import Cell
@@ -151,9 +152,7 @@ def state_history(
     return jax.tree.map(with_start, start, states)
 
 
-def advance(
-    step: Callable, params: Params, fresh: State | None, state: State, now: Timeline
-) -> tuple[State, Any]:
+def advance(step: Callable, params: Params, fresh: State | None, state: State, now: Timeline) -> tuple[State, Any]:
     """One step of any cell as the scan takes it: reset first, then step, then undo it where it is skipped."""
     if now.reset is not None:
         state = _select(now.reset, fresh, state)
@@ -183,7 +182,7 @@ def prepare(
     """
     xs = _check_inputs(xs)
     steps, batch = xs.shape[0], xs.shape[1:-1]
-    dtype = jnp.result_type(*(leaf.dtype for leaf in jax.tree.leaves(params)))
+    dtype = np.result_type(*(leaf.dtype for leaf in jax.tree.leaves(params)))
     fresh = cell.initial_state(batch, dtype)
     start = fresh if state is None else _check_state(state, fresh, batch)
     _check_carry(cell, params, start, xs)
@@ -201,7 +200,11 @@ def prepare(
         xs = _select(valid, xs, jnp.zeros_like(xs))
     if reset is None:
         return start, None, Timeline(xs, valid, None)
-    return start, jax.tree.map(lambda f, s: f.astype(s.dtype), fresh, start), Timeline(xs, valid, reset)
+    return (
+        start,
+        jax.tree.map(lambda f, s: f.astype(s.dtype), fresh, start),
+        Timeline(xs, valid, reset),
+    )
 
 
 def record_output(state: State, y: Any) -> Any:
@@ -278,7 +281,8 @@ def _select(flag: Array, yes: Any, no: Any) -> Any:
 
 
 def _steps_within(lengths: Array, steps: int) -> Array:
-    return jnp.arange(steps).reshape((steps,) + (1,) * lengths.ndim) < lengths
+    times = jnp.arange(steps, dtype=lengths.dtype)
+    return times.reshape((steps,) + (1,) * lengths.ndim) < lengths
 
 
 def _check_inputs(xs: Any) -> Array:
@@ -297,9 +301,7 @@ def _check_state(state: State, expected: State, batch: tuple[int, ...]) -> State
     if given != wanted:
         raise ValueError(f"state has structure {given}; wanted this cell's own, {wanted}")
     state = jax.tree.map(jnp.asarray, state)
-    for (path, leaf), like in zip(
-        jax.tree.leaves_with_path(state), jax.tree.leaves(expected), strict=True
-    ):
+    for (path, leaf), like in zip(jax.tree.leaves_with_path(state), jax.tree.leaves(expected), strict=True):
         name = f"state{jax.tree_util.keystr(path)}"
         if leaf.shape != like.shape:
             raise ValueError(f"{name} has shape {leaf.shape}; wanted {like.shape}, where xs has batch axes {batch}")
@@ -332,12 +334,10 @@ def _check_lengths(lengths: Any, xs: Array) -> Array:
         raise TypeError(f"lengths has dtype {lengths.dtype}; wanted whole numbers")
     if lengths.shape != xs.shape[1:-1]:
         raise ValueError(f"lengths has shape {lengths.shape}; wanted [*B], which for these xs is {xs.shape[1:-1]}")
-    if not isinstance(lengths, jax.core.Tracer):
+    if not isinstance(lengths, Tracer):
         known = np.asarray(lengths)
-        if known.size and not (0 <= known.min() and known.max() <= xs.shape[0]):
-            raise ValueError(
-                f"lengths run from {known.min()} to {known.max()}; wanted 0 to T = {xs.shape[0]}"
-            )
+        if known.size and not (known.min() >= 0 and known.max() <= xs.shape[0]):
+            raise ValueError(f"lengths run from {known.min()} to {known.max()}; wanted 0 to T = {xs.shape[0]}")
     return lengths
 
 

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from lstmjax import init as initializers
@@ -38,9 +39,7 @@ class GRUState(NamedTuple):
     h: Array
 
 
-def gru_step(
-    params: GRUParams, state: GRUState, x: Any
-) -> tuple[GRUState, Float[Array, "*B H"]]:
+def gru_step(params: GRUParams, state: GRUState, x: Any) -> tuple[GRUState, Float[Array, "*B H"]]:
     """One step of the GRU.
 
         r  = σ(x W_xr + h W_hr + b_r)                  reset gate
@@ -68,7 +67,7 @@ def gru_step(
     0.9946
     """
     check_step(3, params, state.h, x)
-    dtype = jnp.promote_types(params.w_h.dtype, state.h.dtype)
+    dtype = np.promote_types(params.w_h.dtype, state.h.dtype)
     from_x = (x.astype(params.w_x.dtype) @ params.w_x + params.b).astype(dtype)
     from_h = (state.h.astype(params.w_h.dtype) @ params.w_h).astype(dtype)
     x_r, x_z, x_n = split_gates(from_x, 3)
@@ -106,7 +105,7 @@ def gru(
     (4, 12)
     """
     check_hidden_size(hidden_size)
-    w_h_init = w_h_init or initializers.per_gate(jax.nn.initializers.orthogonal(), 3)
+    w_h_init = w_h_init or initializers.per_gate(initializers.orthogonal(), 3)
 
     def init(key: Key, input_size: int, dtype=jnp.float32) -> GRUParams:
         k_x, k_h, k_b, k_n = jax.random.split(key, 4)

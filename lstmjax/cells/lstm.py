@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from lstmjax import init as initializers
@@ -47,9 +48,7 @@ class LSTMState(NamedTuple):
     h: Array
 
 
-def lstm_step(
-    params: LSTMParams, state: LSTMState, x: Any
-) -> tuple[LSTMState, Float[Array, "*B H"]]:
+def lstm_step(params: LSTMParams, state: LSTMState, x: Any) -> tuple[LSTMState, Float[Array, "*B H"]]:
     """One step of the LSTM: every gate reads x and h, then c' = f ∘ c + i ∘ g and h' = o ∘ tanh(c').
 
     Args:
@@ -72,12 +71,10 @@ def lstm_step(
     (2.6107, 0.8713)
     """
     check_step(4, params, state.h, x)
-    dtype = jnp.promote_types(params.w_h.dtype, state.c.dtype)
+    dtype = np.promote_types(params.w_h.dtype, state.c.dtype)
     z = pre_activation(*params, x=x, h=state.h).astype(dtype)
     z_i, z_f, z_g, z_o = split_gates(z, 4)
-    c = update_cell_state(
-        forget_gate(z_f), state.c.astype(dtype), input_gate(z_i), candidate(z_g)
-    )
+    c = update_cell_state(forget_gate(z_f), state.c.astype(dtype), input_gate(z_i), candidate(z_g))
     h = emit_hidden_state(output_gate(z_o), c)
     new = LSTMState(c.astype(state.c.dtype), h.astype(state.h.dtype))
     return new, new.h
@@ -114,7 +111,7 @@ def lstm(
     check_hidden_size(hidden_size)
     if forget_bias is not None and b_init is not None:
         raise ValueError("forget_bias and b_init both set the biases; give one of them")
-    w_h_init = w_h_init or initializers.per_gate(jax.nn.initializers.orthogonal(), 4)
+    w_h_init = w_h_init or initializers.per_gate(initializers.orthogonal(), 4)
     b_init = b_init or initializers.forget_bias(1.0 if forget_bias is None else forget_bias)
 
     def init(key: Key, input_size: int, dtype=jnp.float32) -> LSTMParams:

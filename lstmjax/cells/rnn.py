@@ -6,8 +6,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
+from lstmjax import init as initializers
 from lstmjax.cells.base import Cell, check_hidden_size, check_step, zeros_state
 from lstmjax.gates import pre_activation
 from lstmjax.typing import Initializer, Key
@@ -60,7 +62,7 @@ def rnn_step(
     0.964
     """
     check_step(1, params, state.h, x)
-    dtype = jnp.promote_types(params.w_h.dtype, state.h.dtype)
+    dtype = np.promote_types(params.w_h.dtype, state.h.dtype)
     h = activation(pre_activation(*params, x=x, h=state.h).astype(dtype))
     new = RNNState(h.astype(state.h.dtype))
     return new, new.h
@@ -77,7 +79,7 @@ def rnn(
     *,
     activation: Callable[[Array], Array] = jnp.tanh,
     w_x_init: Initializer = jax.nn.initializers.lecun_normal(),
-    w_h_init: Initializer = jax.nn.initializers.orthogonal(),
+    w_h_init: Initializer = initializers.orthogonal(),
     b_init: Initializer = jax.nn.initializers.zeros,
 ) -> Cell:
     """A vanilla RNN cell.

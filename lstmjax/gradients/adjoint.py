@@ -39,7 +39,7 @@ def adjoint_norms(
     mask: Any = None,
     resets: Any = None,
 ) -> State:
-    """ln ‖∂L/∂s_t‖₂ for every state s_0 … s_T, part by part and row by row, from one backward pass.
+    """Ln ‖∂L/∂s_t‖₂ for every state s_0 … s_T, part by part and row by row, from one backward pass.
 
     s_0 is the state before the first step and s_t the one after t steps, so in a row that takes n steps s_t lags
     n − t behind the end. The derivative is with respect to one part of the state with the others held: for an LSTM,
@@ -75,9 +75,7 @@ def adjoint_norms(
     >>> print(f"{(norms.c[0] - norms.c[999]) / 999:.4f} a step; ln σ(1) = {jnp.log(jax.nn.sigmoid(1.0)):.4f}")
     -0.3133 a step; ln σ(1) = -0.3133
     """
-    start, fresh, timeline = prepare(
-        cell, params, xs, state, lengths=lengths, mask=mask, resets=resets
-    )
+    start, fresh, timeline = prepare(cell, params, xs, state, lengths=lengths, mask=mask, resets=resets)
     _, after = run_scan(cell.step, record_state, params, start, fresh, timeline)
     states = jax.tree.map(lambda s, rest: jnp.concatenate([s[None], rest]), start, after)
     norms = _norms_backwards(cell.step, params, fresh, states, timeline, jax.grad(loss_fn)(states))
@@ -86,7 +84,7 @@ def adjoint_norms(
     lengths = jnp.asarray(lengths)
 
     def blank_padding(n):
-        times = jnp.arange(n.shape[0]).reshape((-1,) + (1,) * lengths.ndim)
+        times = jnp.arange(n.shape[0], dtype=lengths.dtype).reshape((-1,) + (1,) * lengths.ndim)
         return jnp.where(times <= lengths, n, jnp.nan)
 
     return jax.tree.map(blank_padding, norms)
@@ -120,7 +118,7 @@ def _normalised(vector: State, exponent: Array, batch: tuple[int, ...]) -> tuple
 
 
 def _add_scaled(a: tuple[State, Array], b: tuple[State, Array], batch) -> tuple[State, Array]:
-    """a 2^m + b 2^n, at the larger of the two scales."""
+    """A 2^m + b 2^n, at the larger of the two scales."""
     a, b = _normalised(*a, batch), _normalised(*b, batch)
     common = jnp.maximum(a[1], b[1])
     # Beyond 2^−120 the smaller term is below the last digit of the larger, in every dtype.
@@ -140,7 +138,7 @@ def _times_power_of_two(vector: State, exponent: Array) -> State:
 def _log_norms(vector: State, exponent: Array, batch: tuple[int, ...]) -> State:
     def log_norm(leaf):
         # A norm squares: the plain one of a float32 vector is 0 below 1e-22. Each part is scaled by its own top.
-        leaf = _rows(leaf, batch).astype(jnp.promote_types(leaf.dtype, jnp.float32))
+        leaf = _rows(leaf, batch).astype(np.promote_types(leaf.dtype, jnp.float32))
         top = jnp.abs(leaf).max(-1, initial=0.0)
         unit = leaf / jnp.where(top == 0, 1.0, top)[..., None]
         norm = jnp.log(top) + 0.5 * jnp.log((unit * unit).sum(-1))

@@ -39,7 +39,7 @@ def decay_fit(lags: Any, log_norms: Any) -> DecayFit:
     Raises:
         ValueError: lags are not ``[N]``, or log_norms do not end in N.
 
-    >>> fit = decay_fit(jnp.arange(100), jnp.arange(100) * jnp.log(0.5))
+    >>> fit = decay_fit(jnp.arange(100), jnp.arange(100.0) * jnp.log(0.5))
     >>> print(f"{fit.rate:.4f} a step, half-life {fit.half_life:.3f}, r2 {fit.r2:.3f}")
     -0.6931 a step, half-life 1.000, r2 1.000
     """
@@ -54,14 +54,14 @@ def _fit(lags: Array, y: Array) -> DecayFit:
     used = jnp.isfinite(y)
     points = used.sum(-1)
     x, y = jnp.where(used, lags, 0.0), jnp.where(used, y, 0.0)
-    count = jnp.maximum(points, 1)
+    count = jnp.maximum(points, 1).astype(y.dtype)
     mean_x, mean_y = x.sum(-1) / count, y.sum(-1) / count
     dx = jnp.where(used, x - mean_x[..., None], 0.0)
     dy = jnp.where(used, y - mean_y[..., None], 0.0)
     xx, xy, yy = (dx * dx).sum(-1), (dx * dy).sum(-1), (dy * dy).sum(-1)
     exists = (points >= 2) & (xx > 0)
     rate = jnp.where(exists, xy / jnp.where(exists, xx, 1.0), jnp.nan)
-    residual = ((dy - rate[..., None] * dx) ** 2 * used).sum(-1)
+    residual = jnp.where(used, (dy - rate[..., None] * dx) ** 2, 0.0).sum(-1)
     r2 = jnp.where(yy > 0, 1.0 - residual / jnp.where(yy > 0, yy, 1.0), 1.0)
     half_life = jnp.where(rate < 0, -jnp.log(2.0) / jnp.where(rate < 0, rate, -1.0), jnp.inf)
     return DecayFit(

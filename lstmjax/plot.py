@@ -1,0 +1,120 @@
+"""Every figure of the library, in one place. Needs matplotlib: ``pip install 'lstmjax[plots]'``."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+STYLE: dict[Any, Any] = {
+    "font.size": 8,
+    "axes.titlesize": 8.5,
+    "axes.labelsize": 8,
+    "legend.fontsize": 7.5,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "grid.linewidth": 0.4,
+    "grid.color": "0.88",
+}
+
+# Okabe & Ito's colours, which people with any colour vision tell apart; dashes serve those who print in grey.
+LINES = [
+    {"color": "#000000", "linestyle": (0, (1, 1))},
+    {"color": "#D55E00", "linestyle": (0, (4, 1.2))},
+    {"color": "#E69F00", "linestyle": (0, (4, 1, 1, 1))},
+    {"color": "#56B4E9", "linestyle": (0, (6, 1.5))},
+    {"color": "#0072B2", "linestyle": "-"},
+    {"color": "#009E73", "linestyle": "-"},
+    {"color": "#CC79A7", "linestyle": (0, (2, 1))},
+]
+
+
+class Curve(NamedTuple):
+    """One line of a decay figure.
+
+    Attributes:
+        lags: ``[N]`` steps behind the loss.
+        log10: ``[seeds, N]`` base-10 logarithms of gradient norms, −∞ for a gradient that is exactly zero. The line
+            is the median over seeds, the band runs from the least to the greatest.
+    """
+
+    lags: NDArray
+    log10: NDArray
+
+
+def gradient_decay(panels: Mapping[str, Mapping[str, Curve]], *, underflow: float | None = None) -> Figure:
+    """Gradient norm against lag, a panel for each input, a line for each cell.
+
+    Args:
+        panels: curves by panel title and cell.
+        underflow: base-10 logarithm below which a plain backward pass would read zero; a line marks it.
+
+    Returns:
+        The figure; save it with ``figure.savefig``.
+
+    Raises:
+        ValueError: there is no curve.
+
+    >>> lags = np.arange(100)
+    >>> curve = Curve(lags, np.log10(0.5) * lags[None] + np.array([[0.0], [0.3]]))
+    >>> gradient_decay({"white noise": {"tanh RNN": curve}}).axes[0].get_xlabel()
+    'lag (steps)'
+    """
+    names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
+    if not names:
+        raise ValueError("panels hold no curve; wanted at least one")
+    with plt.rc_context(STYLE):
+        # A figure of its own, outside pyplot's global list, so that nothing has to be closed.
+        figure = Figure(figsize=(2.3 * len(panels) + 0.6, 3.0), dpi=220, layout="constrained")
+        axes = list(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0])
+        for axis, (title, curves) in zip(axes, panels.items(), strict=True):
+            for name, curve in curves.items():
+                _draw_band(axis, curve, label=name, **LINES[names.index(name) % len(LINES)])
+            axis.set_title(title)
+            axis.set_xlabel("lag (steps)")
+            axis.set_xlim(0, max(curve.lags.max() for curve in curves.values()))
+            axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+            axis.grid(True)
+        _mark_underflow(axes, underflow)
+        axes[0].set_ylabel(r"gradient norm  $\|\partial L\,/\,\partial h_{T-\mathrm{lag}}\|_2$")
+        axes[0].yaxis.set_major_locator(MaxNLocator(7, integer=True))
+        axes[0].yaxis.set_major_formatter(lambda value, _: f"$10^{{{value:.0f}}}$")
+        _shared_legend(figure, axes, names)
+    return figure
+
+
+def _draw_band(axis: Any, curve: Curve, *, label: str, **line: Any) -> None:
+    # A gradient that is exactly zero is −∞ here: it counts in the median, and ends the line where it wins.
+    middle, low, high = (f(curve.log10, axis=0) for f in (np.median, np.min, np.max))
+    drawn = np.isfinite(middle)
+    axis.plot(curve.lags[drawn], middle[drawn], label=label, linewidth=1.3, **line)
+    drawn &= np.isfinite(low) & np.isfinite(high)
+    axis.fill_between(curve.lags[drawn], low[drawn], high[drawn], color=line["color"], alpha=0.15, linewidth=0)
+
+
+def _mark_underflow(axes: Sequence[Any], level: float | None) -> None:
+    if level is None:
+        return
+    for axis in axes:
+        axis.axhline(level, color="0.45", linewidth=0.7)
+    axes[0].annotate(
+        "below this, float32 reads 0", xy=(1, level), xycoords=("axes fraction", "data"),
+        xytext=(-2, -2), textcoords="offset points", ha="right", va="top", fontsize=6, color="0.35",
+    )  # fmt: skip
+
+
+def _shared_legend(figure: Figure, axes: Sequence[Any], names: list[str]) -> None:
+    handles = {}
+    for axis in axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    figure.legend(
+        [handles[n] for n in names], names,
+        loc="outside lower center", ncols=min(len(names), 6), frameon=False, handlelength=2.6, columnspacing=1.4,
+    )  # fmt: skip

@@ -1,0 +1,76 @@
+"""The README and the notebooks run, and say what the repository holds."""
+
+import json
+import re
+from pathlib import Path
+
+import jax
+import nbclient
+import nbformat
+import pytest
+
+from benchmarks.gradient_norms import format_table
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language, text=README):
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def test_readme_code_runs(capsys):
+    # As a reader would run it: one session, from top to bottom, without the strictness of the tests.
+    namespace = {}
+    with jax.numpy_dtype_promotion("standard"):
+        for code in blocks("python"):
+            exec(compile(code, "README.md", "exec"), namespace)
+    printed = capsys.readouterr().out
+    assert "the gradient halves every" in printed
+    assert "long-term 2.9476, short-term 0.9862" in printed
+    assert float(re.search(r"loss ([\d.]+)", printed)[1]) < 0.1
+
+
+def test_readme_code_on_the_first_screen_is_fifteen_lines():
+    assert len([line for line in blocks("python")[0].splitlines() if line.strip()]) <= 15
+
+
+def test_readme_commands_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    commands = [line.split("#")[0].strip() for block in blocks("sh") for line in block.splitlines()]
+    for command in filter(None, commands):
+        tool, *rest = command.split()
+        if tool == "make":
+            assert re.search(rf"^{rest[0]}:", makefile, re.MULTILINE), command
+        else:
+            assert command.startswith("pip install -e "), command
+            for extra in re.findall(r"\[(\w+)\]", command):
+                assert f"\n{extra} = [" in (ROOT / "pyproject.toml").read_text()
+
+
+def test_readme_table_is_the_committed_result():
+    results = json.loads((ROOT / "benchmarks/results/gradient_norms.json").read_text())
+    assert results["settings"]["complete"]
+    assert f"```text\n{format_table(results['fits'])}\n```" in README
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "benchmarks/README.md"])
+def test_links_lead_somewhere(page):
+    path = ROOT / page
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text()):
+        assert target.startswith("http") or (path.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_notebooks_run(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(ROOT)}}).execute()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.py")), ids=lambda p: p.stem)
+def test_notebooks_and_their_scripts_are_the_same(path):
+    import jupytext
+
+    script = jupytext.read(path)
+    notebook = nbformat.read(path.with_suffix(".ipynb"), as_version=4)
+    assert [(c.cell_type, c.source) for c in script.cells] == [(c.cell_type, c.source) for c in notebook.cells]

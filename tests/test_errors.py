@@ -1,0 +1,95 @@
+"""Bad input: one clear error each, naming the argument, what was given and what was wanted."""
+
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import pytest
+
+import lstmjax
+from lstmjax import gru, init_stack, lstm, rnn, state_history, unroll, unroll_stack
+from lstmjax.gradients import adjoint_norms, decay_fit
+
+
+@pytest.fixture(autouse=True)
+def _as_users_run_it(monkeypatch):
+    """Without the runtime type checker of the tests, which would get in first with errors of its own."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+T, B, I, H = 6, 2, 3, 5
+cell = lstm(H)
+params = cell.init(jax.random.key(0), I)
+xs = jnp.ones((T, B, I))
+key = jax.random.key(0)
+
+
+def state(**leaves):
+    return cell.initial_state((B,))._replace(**leaves)
+
+
+# name: (exception, what the message must hold, the call)
+BAD_CALLS = {
+    "rank of xs": (ValueError, r"xs has shape \(3,\); wanted \[T, \*B, I\]", lambda: unroll(cell, params, xs[0, 0])),
+    "features of xs": (ValueError, r"x has shape \(2, 4\); wanted .* I = 3", lambda: unroll(cell, params, jnp.ones((T, B, 4)))),
+    "integer xs": (TypeError, "xs has dtype int32; wanted a floating dtype", lambda: unroll(cell, params, jnp.ones((T, B, I), jnp.int32))),
+    "complex xs": (TypeError, "xs has dtype complex64", lambda: unroll(cell, params, xs.astype(jnp.complex64))),
+    "integer x in a step": (TypeError, "x has dtype int32", lambda: cell.step(params, state(), jnp.ones((B, I), jnp.int32))),
+    "lengths beyond T": (ValueError, "lengths run from 1 to 7; wanted 0 to T = 6", lambda: unroll(cell, params, xs, lengths=jnp.array([1, 7]))),
+    "negative lengths": (ValueError, "lengths run from -1 to 6; wanted 0 to T = 6", lambda: unroll(cell, params, xs, lengths=np.array([-1, 6]))),
+    "shape of lengths": (ValueError, r"lengths has shape \(3,\); wanted .* \(2,\)", lambda: unroll(cell, params, xs, lengths=jnp.array([1, 2, 3]))),
+    "float lengths": (TypeError, "lengths has dtype float32; wanted whole", lambda: unroll(cell, params, xs, lengths=jnp.array([1.0, 2.0]))),
+    "shape of mask": (ValueError, r"mask has shape \(2, 6\); wanted .* \(6, 2\)", lambda: unroll(cell, params, xs, mask=jnp.ones((B, T), bool))),
+    "float mask": (TypeError, "mask has dtype float32; wanted bool", lambda: unroll(cell, params, xs, mask=jnp.ones((T, B)))),
+    "shape of resets": (ValueError, r"resets has shape \(6,\); wanted .* \(6, 2\)", lambda: unroll(cell, params, xs, resets=jnp.ones(T, bool))),
+    "integer resets": (TypeError, "resets has dtype int32; wanted bool", lambda: unroll(cell, params, xs, resets=jnp.ones((T, B), jnp.int32))),
+    "batch of state": (ValueError, r"state.c has shape \(3, 5\); wanted \(2, 5\)", lambda: unroll(cell, params, xs, cell.initial_state((3,)))),
+    "kind of state": (ValueError, "state has structure .*GRUState.* wanted .*LSTMState", lambda: unroll(cell, params, xs, gru(H).initial_state((B,)))),
+    "bare tuple as state": (ValueError, "state has structure", lambda: unroll(cell, params, xs, (jnp.ones((B, H)), jnp.ones((B, H))))),
+    "size of state": (ValueError, r"state.c has shape \(2, 4\); wanted \(2, 5\)", lambda: unroll(cell, params, xs, lstm(4).initial_state((B,)))),
+    "integer state": (TypeError, "state.h has dtype int32", lambda: unroll(cell, params, xs, state(h=jnp.ones((B, H), jnp.int32)))),
+    "state of another step": (ValueError, r"state.h has shape \(4, 5\); wanted \(2, 5\)", lambda: cell.step(params, cell.initial_state((4,)), xs[0])),
+    "another size's params": (ValueError, r"state.h has shape \(2, 5\); wanted \(2, 4\)", lambda: unroll(cell, lstm(4).init(key, I), xs)),
+    "weights of another cell": (ValueError, r"params.w_h has shape \(5, 15\); wanted \[H, 4·H\]", lambda: unroll(cell, params._replace(w_h=params.w_h[:, :15]), xs)),
+    "a step that changes its carry": (ValueError, "the cell's step was given state .* and returned", lambda: unroll(cell._replace(step=lambda p, s, x: (s.c, s.h)), params, xs)),
+    "remat_block": (ValueError, "remat_block is 0; wanted a whole number of steps", lambda: unroll(cell, params, xs, remat_block=0)),
+    "scan_unroll": (ValueError, "scan_unroll is 1.5; wanted a whole number", lambda: state_history(cell, params, xs, scan_unroll=1.5)),
+    "unknown option": (TypeError, "time_major", lambda: unroll(cell, params, xs, time_major=True)),
+    "unknown option of a stack": (TypeError, "time_major", lambda: unroll_stack([cell], [params], xs, time_major=True)),
+    "hidden_size": (ValueError, "hidden_size is 0; wanted", lambda: lstm(0)),
+    "fractional hidden_size": (ValueError, "hidden_size is 2.0; wanted", lambda: gru(2.0)),
+    "two biases": (ValueError, "forget_bias and b_init both", lambda: lstm(H, forget_bias=1.0, b_init=lstmjax.init.chrono(9))),
+    "activation": (TypeError, "activation is 'tanh'; wanted an elementwise function", lambda: rnn(H, activation="tanh")),
+    "chrono": (ValueError, "max_lag is 2; wanted at least 3", lambda: lstmjax.init.chrono(2)),
+    "per_gate": (ValueError, r"shape is \(4, 10\); wanted a last axis that 4 gates share", lambda: lstmjax.init.per_gate(jax.nn.initializers.zeros, 4)(key, (4, 10))),
+    "no layer": (ValueError, r"layers is \[\]; wanted", lambda: init_stack([], key, I)),
+    "a cell for a stack": (ValueError, "wanted a sequence of at least one layer", lambda: init_stack(cell, key, I)),
+    "a layer of three": (TypeError, "layer 1 is .*; wanted a Cell, or a pair", lambda: init_stack([cell, (cell,) * 3], key, I)),
+    "too few params": (ValueError, "params has 1 entries; wanted one for each of the 2 layers", lambda: unroll_stack([cell, cell], [params], xs)),
+    "too many states": (ValueError, "state has 2 entries; wanted one for each of the 1 layers", lambda: unroll_stack([cell], [params], xs, [None, None])),
+    "dropout_rate": (ValueError, "dropout_rate is 1.5; wanted 0 ≤ rate < 1", lambda: unroll_stack([cell], [params], xs, dropout_rate=1.5, dropout_key=key)),
+    "dropout without key": (ValueError, "dropout_rate is 0.5 with no dropout_key", lambda: unroll_stack([cell], [params], xs, dropout_rate=0.5)),
+    "key without dropout": (ValueError, "dropout_rate is 0.0 with a dropout_key", lambda: unroll_stack([cell], [params], xs, dropout_key=key)),
+    "loss that is no scalar": (TypeError, "scalar", lambda: adjoint_norms(cell, params, xs, lambda states: states.h[-1])),
+    "lags": (ValueError, r"lags have shape \(3,\) and log_norms \(4,\)", lambda: decay_fit(jnp.arange(3), jnp.ones(4))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_CALLS)
+def test_bad_calls(name):
+    exception, message, call = BAD_CALLS[name]
+    with pytest.raises(exception, match=message):
+        call()
+
+
+@pytest.mark.parametrize("name", ["features of xs", "shape of lengths", "integer state", "kind of state"])
+def test_bad_calls_under_jit(name):
+    exception, message, call = BAD_CALLS[name]
+    with pytest.raises(exception, match=message):
+        jax.jit(call)()
+
+
+def test_lengths_beyond_t_under_jit_count_as_t():
+    whole = unroll(cell, params, xs)[0]
+    traced = jax.jit(lambda n: unroll(cell, params, xs, lengths=n)[0])(jnp.array([T + 9, T]))
+    np.testing.assert_array_equal(traced.h, whole.h)

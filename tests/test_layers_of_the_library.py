@@ -1,0 +1,49 @@
+"""The arrows of the design: what imports what, and what it does not bring along."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lstmjax
+
+PACKAGE = Path(lstmjax.__file__).parent
+# Every module may import those to its left, and nothing to its right.
+ORDER = ["typing", "init", "gates", "cells", "unroll", "stack", "gradients"]
+# These stand beside one another on the core, and do not import one another.
+SIBLINGS = ["gradients", "tasks", "plot"]
+
+
+def imports(module):
+    paths = [PACKAGE / f"{module}.py", *sorted((PACKAGE / module).glob("*.py"))]
+    for path in (p for p in paths if p.exists()):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "lstmjax":
+                names = node.module.split(".")[1:2] or [a.name for a in node.names]
+                yield from (name for name in names if name != module)
+            elif isinstance(node, ast.Import):
+                yield from (a.name.split(".")[1] for a in node.names if a.name.startswith("lstmjax."))
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_arrows_run_one_way(module):
+    allowed = set(ORDER[: ORDER.index(module)])
+    assert set(imports(module)) <= allowed
+
+
+@pytest.mark.parametrize("module", SIBLINGS)
+def test_siblings_do_not_know_one_another(module):
+    assert not set(imports(module)) & set(SIBLINGS)
+
+
+def test_every_module_is_placed():
+    found = {p.stem for p in PACKAGE.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
+    assert found - {"__init__"} == {*ORDER, *SIBLINGS}
+
+
+def test_importing_the_core_brings_no_other_framework_along():
+    code = "import sys, lstmjax; print(*{m.split('.')[0] for m in sys.modules})"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"flax", "optax", "orbax", "matplotlib", "chex", "torch", "pandas"} & set(out.stdout.split())

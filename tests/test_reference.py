@@ -1,0 +1,145 @@
+"""Values and gradients against independent implementations: NumPy, finite differences, PyTorch."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+import lstmjax
+from lstmjax import unroll
+from tests import reference
+from tests.cells import CELLS, problem
+
+
+def test_lstm_equals_numpy(x64):
+    cell = lstmjax.lstm(7)
+    params, xs, state = problem(cell, (23, 4, 3))
+    weights = jax.random.normal(jax.random.key(9), (23, 4, 7))
+
+    def loss(params, xs, state):
+        final, ys = unroll(cell, params, xs, state)
+        return (weights * ys).sum() + jnp.sin(final.c).sum()
+
+    final, ys = unroll(cell, params, xs, state)
+    expected_ys, expected_c, tape = reference.lstm(*map(np.asarray, (*params, xs, *state)))
+    np.testing.assert_allclose(ys, expected_ys, atol=1e-10, rtol=0)
+    np.testing.assert_allclose(final.c, expected_c, atol=1e-10, rtol=0)
+    np.testing.assert_array_equal(final.h, ys[-1])
+
+    d_params, d_xs, d_state = jax.grad(loss, argnums=(0, 1, 2))(params, xs, state)
+    expected = reference.lstm_backward(
+        np.asarray(params.w_x),
+        np.asarray(params.w_h),
+        tape,
+        np.asarray(weights),
+        np.cos(expected_c),
+    )
+    for got, want in zip((*d_params, d_xs, *d_state), expected, strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_derivatives_equal_finite_differences(name, x64):
+    # Forward and reverse mode, first and second order.
+    cell = CELLS[name]
+    args = problem(cell, (4, 2, 3))
+
+    def loss(params, xs, state):
+        final, ys = unroll(cell, params, xs, state, lengths=jnp.array([4, 2]))
+        return jnp.sin(ys).sum() + sum(jnp.cos(s).sum() for s in jax.tree.leaves(final))
+
+    check_grads(loss, args, order=2, modes=("fwd", "rev"), eps=1e-6, atol=1e-6, rtol=1e-6)
+
+
+def torch_model(kind, layers, bidirectional, seed):
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(seed)
+    return torch, getattr(torch.nn, kind)(3, 5, num_layers=layers, bidirectional=bidirectional)
+
+
+def params_from_torch(model, layer, suffix=""):
+    """One direction of one layer: transposed, and the two biases added where they add."""
+
+    def get(name):
+        return getattr(model, f"{name}_l{layer}{suffix}").detach().numpy()
+
+    w_x, w_h, b_x, b_h = get("weight_ih").T, get("weight_hh").T, get("bias_ih"), get("bias_hh")
+    if model.mode == "GRU":
+        recurrent = np.concatenate([b_h[:10], np.zeros(5, np.float32)])
+        return lstmjax.GRUParams(*map(jnp.asarray, (w_x, w_h, b_x + recurrent, b_h[10:])))
+    kind = lstmjax.LSTMParams if model.mode == "LSTM" else lstmjax.RNNParams
+    return kind(*map(jnp.asarray, (w_x, w_h, b_x + b_h)))
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize(("layers", "bidirectional"), [(1, False), (1, True), (3, False), (2, True)])
+@pytest.mark.parametrize("padded", [False, True])
+def test_equals_pytorch(kind, layers, bidirectional, padded):
+    torch, model = torch_model(kind, layers, bidirectional, seed=layers)
+    cell = {"LSTM": lstmjax.lstm, "GRU": lstmjax.gru, "RNN": lstmjax.rnn}[kind](5)
+    net = [(cell, cell) if bidirectional else cell] * layers
+    suffixes = ("", "_reverse")
+    params = [
+        tuple(params_from_torch(model, n, s) for s in suffixes) if bidirectional else params_from_torch(model, n)
+        for n in range(layers)
+    ]
+    rng = np.random.default_rng(layers)
+    xs = rng.standard_normal((11, 4, 3), np.float32)
+    lengths = np.array([11, 7, 4, 1]) if padded else np.full(4, 11)
+    directions = 2 if bidirectional else 1
+    start = {k: rng.standard_normal((layers * directions, 4, 5), np.float32) for k in ("h", "c")}
+
+    # PyTorch: values, and the gradients of a weighted sum of the outputs and the final states.
+    t_xs = torch.tensor(xs, requires_grad=True)
+    t_start = {k: torch.tensor(v, requires_grad=True) for k, v in start.items()}
+    hx = (t_start["h"], t_start["c"]) if kind == "LSTM" else t_start["h"]
+    packed = torch.nn.utils.rnn.pack_padded_sequence(t_xs, torch.tensor(lengths))
+    t_out, t_final = model(packed, hx)
+    t_ys, _ = torch.nn.utils.rnn.pad_packed_sequence(t_out, total_length=11)
+    t_final = dict(zip(("h", "c"), t_final, strict=True)) if kind == "LSTM" else {"h": t_final}
+    weights = rng.standard_normal(t_ys.shape, np.float32)
+    t_loss = (torch.tensor(weights) * t_ys).sum() + sum((v**2).sum() for v in t_final.values())
+    t_loss.backward()
+
+    def pack(start):
+        """PyTorch's [layers · directions, B, H] as states of ours."""
+        states = [
+            cell.initial_state((4,))._replace(**{k: start[k][n] for k in t_final}) for n in range(len(start["h"]))
+        ]
+        return list(zip(states[::2], states[1::2], strict=True)) if bidirectional else states
+
+    def run(params, xs, start):
+        finals, ys = lstmjax.unroll_stack(
+            net, params, xs, pack(start), lengths=jnp.asarray(lengths) if padded else None
+        )
+        flat = [s for final in finals for s in (final if bidirectional else (final,))]
+        return ys, {k: jnp.stack([getattr(s, k) for s in flat]) for k in t_final}
+
+    def loss(params, xs, start):
+        ys, final = run(params, xs, start)
+        return (weights * ys).sum() + sum((v**2).sum() for v in final.values())
+
+    start = {k: jnp.asarray(start[k]) for k in t_final}
+    ys, final = run(params, jnp.asarray(xs), start)
+    close(ys, t_ys)
+    for k in t_final:
+        close(final[k], t_final[k])
+    d_params, d_xs, d_start = jax.grad(loss, argnums=(0, 1, 2))(params, jnp.asarray(xs), start)
+    close(d_xs, t_xs.grad)
+    for k in t_final:
+        close(d_start[k], t_start[k].grad)
+    flat = [p for layer in d_params for p in (layer if bidirectional else (layer,))]
+    names = [f"_l{n}{s}" for n in range(layers) for s in suffixes[:directions]]
+    for got, name in zip(flat, names, strict=True):
+        close(got.w_x, getattr(model, f"weight_ih{name}").grad.T)
+        close(got.w_h, getattr(model, f"weight_hh{name}").grad.T)
+        close(got.b, getattr(model, f"bias_ih{name}").grad)
+        if kind == "GRU":
+            close(got.b_n, getattr(model, f"bias_hh{name}").grad[10:])
+
+
+def close(got, want):
+    """Equal to 1e-5 of the largest entry, in float32."""
+    want = want.detach().numpy()
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * max(np.abs(want).max(), 1.0))
