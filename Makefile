@@ -18,7 +18,7 @@ INSTALLED := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 .PHONY: setup gradients test lint format results notebooks clean
 
 gradients: $(INSTALLED)
-	$(BIN)/python benchmarks/gradient_norms.py --out $(OUT)
+	$(BIN)/python -m benchmarks.gradient_norms --out $(OUT)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n $(WORKERS)
@@ -36,7 +36,7 @@ format: $(INSTALLED)
 
 # What is committed: the results and the table in the README, and the notebooks with their outputs.
 results: $(INSTALLED)
-	$(BIN)/python benchmarks/gradient_norms.py --out benchmarks/results
+	$(BIN)/python -m benchmarks.gradient_norms --out benchmarks/results
 	$(BIN)/python -m benchmarks.write_tables
 
 notebooks: $(INSTALLED)

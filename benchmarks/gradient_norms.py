@@ -4,20 +4,14 @@ For every cell, input and seed, the loss is that of predicting the value after t
 backward pass gives its gradient with respect to every earlier state. All sequence lengths run in one batch, as rows of
 different length, so each kind of cell is compiled once for each input.
 
-    python benchmarks/gradient_norms.py --out out
+    python -m benchmarks.gradient_norms --out out
 """
 
-import contextlib
 import csv
 import dataclasses
-import datetime
-import json
 import math
-import os
-import platform
 import sys
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -28,6 +22,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import lstmjax
+from benchmarks.output import dump_json, environment, replacing
 from lstmjax.gradients import adjoint_norms, decay_fit
 from lstmjax.plot import Curve, gradient_decay
 from lstmjax.tasks import english_text, one_hot_text, seattle_temperatures
@@ -237,22 +232,6 @@ def number(value: Any) -> float | None:
     return round(float(value), 6) if math.isfinite(value) else None
 
 
-def environment() -> dict[str, Any]:
-    """What the numbers were measured with."""
-    device = jax.devices()[0]
-    return {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "python": platform.python_version(),
-        "lstmjax": lstmjax.__version__,
-        **{name: version(name) for name in ("jax", "jaxlib", "numpy")},
-        "platform": device.platform,
-        "device": device.device_kind,
-        "cpus": os.cpu_count(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "dtype": "float32",
-    }
-
-
 def format_table(fits: list[dict[str, Any]]) -> str:
     """The fits as a table to read."""
 
@@ -291,7 +270,7 @@ def write_results(settings: Settings, measured: list[Measurement], complete: boo
     """Writes .json, .csv and .png, each whole or not at all, and returns the fits."""
     records, fits = make_records(settings, measured), make_fits(settings, measured)
     results = {
-        "environment": environment(),
+        "environment": environment("float32"),
         "settings": {
             **{k: v for k, v in dataclasses.asdict(settings).items() if k not in ("out", "progress")},
             "complete": complete,
@@ -316,25 +295,6 @@ def write_results(settings: Settings, measured: list[Measurement], complete: boo
         }
         gradient_decay(panels, underflow=FLOAT32_TINY).savefig(path, format="png")
     return fits
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A path beside ``path`` to write to, put in its place once it is whole."""
-    partial = path.with_name(f".{path.name}.part")
-    yield partial
-    partial.replace(path)
-
-
-def dump_json(results: dict[str, Any]) -> str:
-    """JSON with a line for each record: readable, and a change shows as the lines it changed."""
-
-    def dump(value: Any) -> str:
-        if isinstance(value, list) and value and isinstance(value[0], dict):
-            return "[\n" + ",\n".join(json.dumps(row) for row in value) + "\n]"
-        return json.dumps(value, indent=1)
-
-    return "{\n" + ",\n".join(f'"{key}": {dump(value)}' for key, value in results.items()) + "\n}\n"
 
 
 def count_lost(measured: list[Measurement]) -> str:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator
 from numpy.typing import NDArray
 
 STYLE: dict[Any, Any] = {
@@ -89,6 +89,50 @@ def gradient_decay(panels: Mapping[str, Mapping[str, Curve]], *, underflow: floa
     return figure
 
 
+def speed_ratios(records: Sequence[Mapping[str, Any]]) -> Figure:
+    """Every implementation's time over lstmjax's, a panel for each pass, a group of marks for each point.
+
+    Args:
+        records: rows with ``implementation``, ``pass``, ``T``, ``B``, ``I``, ``H`` and ``ratio_to_lstmjax``.
+
+    Returns:
+        The figure. Right of the line at 1, lstmjax is the faster.
+
+    >>> row = {"implementation": "Haiku", "pass": "train", "T": 9, "B": 8, "I": 7, "H": 6, "ratio_to_lstmjax": 1.2}
+    >>> speed_ratios([row]).axes[0].get_title()
+    'train'
+    """
+    passes = list(dict.fromkeys(r["pass"] for r in records))
+    names = [n for n in dict.fromkeys(r["implementation"] for r in records) if n != "lstmjax"]
+    points = list(dict.fromkeys((r["T"], r["B"], r["I"], r["H"]) for r in records))
+    markers = "osD^vP*X<>"
+    with plt.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 1.5 + 0.32 * len(points)), dpi=220, layout="constrained")
+        axes = list(figure.subplots(1, len(passes), sharey=True, squeeze=False)[0])
+        for axis, pass_name in zip(axes, passes, strict=True):
+            axis.axvline(1.0, color="0.3", linewidth=0.8)
+            for n, name in enumerate(names):
+                rows = [r for r in records if r["pass"] == pass_name and r["implementation"] == name]
+                axis.plot(
+                    [r["ratio_to_lstmjax"] for r in rows],
+                    [points.index((r["T"], r["B"], r["I"], r["H"])) for r in rows],
+                    markers[n % len(markers)], color=LINES[n % len(LINES)]["color"], label=name, markersize=4,
+                    alpha=0.85, markeredgewidth=0,
+                )  # fmt: skip
+            axis.set_title(pass_name)
+            axis.set_xlabel("time / time of lstmjax")
+            axis.set_xscale("log")
+            axis.xaxis.set_major_locator(FixedLocator([0.5, 0.7, 1, 1.5, 2, 3, 5]))
+            axis.xaxis.set_minor_locator(FixedLocator([]))
+            axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axis.grid(True)
+        axes[0].set_yticks(range(len(points)), [",".join(map(str, p)) for p in points])
+        axes[0].set_ylabel("T, B, I, H")
+        axes[0].invert_yaxis()
+        _shared_legend(figure, axes, names, columns=5)
+    return figure
+
+
 def _draw_band(axis: Any, curve: Curve, *, label: str, **line: Any) -> None:
     # A gradient that is exactly zero is −∞ here: it counts in the median, and ends the line where it wins.
     middle, low, high = (f(curve.log10, axis=0) for f in (np.median, np.min, np.max))
@@ -109,12 +153,12 @@ def _mark_underflow(axes: Sequence[Any], level: float | None) -> None:
     )  # fmt: skip
 
 
-def _shared_legend(figure: Figure, axes: Sequence[Any], names: list[str]) -> None:
+def _shared_legend(figure: Figure, axes: Sequence[Any], names: list[str], columns: int = 6) -> None:
     handles = {}
     for axis in axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
     figure.legend(
         [handles[n] for n in names], names,
-        loc="outside lower center", ncols=min(len(names), 6), frameon=False, handlelength=2.6, columnspacing=1.4,
+        loc="outside lower center", ncols=min(len(names), columns), frameon=False, handlelength=2.6, columnspacing=1.4,
     )  # fmt: skip

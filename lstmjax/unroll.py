@@ -7,7 +7,7 @@ cells that share a step share a compiled program.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,22 +16,12 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array
 
-from lstmjax.cells.base import Cell
+from lstmjax.cells.base import Cell, Recurrence
+from lstmjax.fused import fused_scan
+from lstmjax.scan import Timeline, advance, in_blocks, select
 from lstmjax.typing import Params, State
 
-
-class Timeline(NamedTuple):
-    """What each step of a scan consumes, every leaf with a leading time axis.
-
-    Attributes:
-        x: ``[T, *B, I]`` inputs; zero where the step is skipped, so that padding cannot leak, not even a NaN.
-        valid: ``[T, *B]`` whether the step is taken, or None: every step is.
-        reset: ``[T, *B]`` whether the state is restored before the step, or None: never.
-    """
-
-    x: Array
-    valid: Array | None
-    reset: Array | None
+Implementation = Literal["fused", "scan"] | None
 
 
 def unroll(
@@ -46,6 +36,7 @@ def unroll(
     reverse: bool = False,
     remat_block: int | None = None,
     scan_unroll: int = 1,
+    implementation: Implementation = None,
 ) -> tuple[State, Any]:
     """Runs a cell over a sequence: (s_t, y_t) = step(params, s_{t−1}, x_t) for t = 0 … T−1.
 
@@ -65,6 +56,9 @@ def unroll(
         remat_block: keep the state only at the borders of blocks of this many steps, and recompute inside a block
             in the backward pass: less memory, about one more forward pass.
         scan_unroll: how many steps the compiled loop holds in its body, as in ``lax.scan``.
+        implementation: ``"fused"``, the recurrence and its transpose of :mod:`lstmjax.fused`, for cells that have
+            one; ``"scan"``, the step under ``lax.scan``, for any cell, and bit for bit the same however a sequence is
+            cut; None: the fastest that the cell has. Values and derivatives agree to rounding.
 
     Returns:
         The final state, each row's after its own last step, and the outputs, ``[T, *B, H]`` for the cells here,
@@ -87,7 +81,7 @@ def unroll(
     )
     _check_scan_options(remat_block, scan_unroll)
     return run_scan(
-        cell.step, record_output, params, start, fresh, timeline,
+        cell.step, choose(cell, implementation), record_output, params, start, fresh, timeline,
         reverse=reverse, remat_block=remat_block, scan_unroll=scan_unroll,
     )  # fmt: skip
 
@@ -105,6 +99,7 @@ def state_history(
     reverse: bool = False,
     remat_block: int | None = None,
     scan_unroll: int = 1,
+    implementation: Implementation = None,
 ) -> State:
     """Every state of an unroll: the state after each step, and on request the one before the first.
 
@@ -121,6 +116,7 @@ def state_history(
         reverse: as for :func:`unroll`.
         remat_block: as for :func:`unroll`.
         scan_unroll: as for :func:`unroll`.
+        implementation: as for :func:`unroll`.
 
     Returns:
         A state whose every leaf has a leading time axis. A skipped step repeats the state it left as it was.
@@ -140,7 +136,7 @@ def state_history(
     )
     _check_scan_options(remat_block, scan_unroll)
     _, states = run_scan(
-        cell.step, record_state, params, start, fresh, timeline,
+        cell.step, choose(cell, implementation), record_state, params, start, fresh, timeline,
         reverse=reverse, remat_block=remat_block, scan_unroll=scan_unroll,
     )  # fmt: skip
     if not include_initial:
@@ -150,17 +146,6 @@ def state_history(
         return jnp.concatenate([rest, first[None]] if reverse else [first[None], rest])
 
     return jax.tree.map(with_start, start, states)
-
-
-def advance(step: Callable, params: Params, fresh: State | None, state: State, now: Timeline) -> tuple[State, Any]:
-    """One step of any cell as the scan takes it: reset first, then step, then undo it where it is skipped."""
-    if now.reset is not None:
-        state = _select(now.reset, fresh, state)
-    new, y = step(params, state, now.x)
-    if now.valid is not None:
-        new = _select(now.valid, new, state)
-        y = _select(now.valid, y, jax.tree.map(jnp.zeros_like, y))
-    return new, y
 
 
 def prepare(
@@ -197,7 +182,7 @@ def prepare(
         # Backwards, the border before x_t is crossed on the way to x_{t−1}; and no border follows the last step.
         reset = jnp.concatenate([reset[1:], jnp.zeros_like(reset[:1])])
     if valid is not None:
-        xs = _select(valid, xs, jnp.zeros_like(xs))
+        xs = select(valid, xs, jnp.zeros_like(xs))
     if reset is None:
         return start, None, Timeline(xs, valid, None)
     return (
@@ -205,6 +190,19 @@ def prepare(
         jax.tree.map(lambda f, s: f.astype(s.dtype), fresh, start),
         Timeline(xs, valid, reset),
     )
+
+
+def choose(cell: Cell, implementation: Implementation) -> Recurrence | None:
+    """The recurrence an unroll runs on, or None where it runs on the step."""
+    if implementation not in (None, "fused", "scan"):
+        raise ValueError(f"implementation is {implementation!r}; wanted None, 'fused' or 'scan'")
+    # A step that was replaced makes the recurrence that came with it another cell's.
+    recurrence = cell.recurrence if cell.recurrence and cell.recurrence.step is cell.step else None
+    if implementation == "fused" and recurrence is None:
+        raise ValueError(
+            "implementation is 'fused', and this cell has no recurrence for its step; wanted None or 'scan'"
+        )
+    return None if implementation == "scan" else recurrence
 
 
 def record_output(state: State, y: Any) -> Any:
@@ -219,12 +217,10 @@ def record_state(state: State, y: Any) -> State:
     return state
 
 
-@partial(
-    jax.jit,
-    static_argnames=("step", "record", "reverse", "remat_block", "scan_unroll"),
-)
+@partial(jax.jit, static_argnames=("step", "recurrence", "record", "reverse", "remat_block", "scan_unroll"))
 def run_scan(
     step: Callable,
+    recurrence: Recurrence | None,
     record: Callable[[State, Any], Any],
     params: Params,
     start: State,
@@ -235,49 +231,24 @@ def run_scan(
     remat_block: int | None = None,
     scan_unroll: int = 1,
 ) -> tuple[State, Any]:
-    """The scan itself, over what :func:`prepare` made; ``record`` says what is kept of every step."""
+    """The scan itself, over what :func:`prepare` made: by the recurrence where there is one, else by the step.
+
+    ``record`` says what is kept of every step.
+    """
 
     def body(state, now):
         state, y = advance(step, params, fresh, state, now)
         return state, record(state, y)
 
     def scan(state, part):
+        if recurrence is not None:
+            return fused_scan(recurrence, record, reverse, scan_unroll, params, state, fresh, part)
         return lax.scan(body, state, part, reverse=reverse, unroll=scan_unroll)
 
-    steps = timeline.x.shape[0]
-    if remat_block is None or steps == 0:
+    if remat_block is None:
         return scan(start, timeline)
-    return _scan_in_blocks(scan, start, timeline, steps, remat_block, reverse)
-
-
-def _scan_in_blocks(scan, state, timeline, steps, block, reverse):
-    """A scan over rematerialised blocks, and one over the steps that no whole block holds, at the end of time."""
     # Inside a scan nothing can be merged across iterations, so the barriers against CSE would only cost.
-    block_scan = jax.checkpoint(scan, prevent_cse=False)
-    whole = steps - steps % block
-    blocks = jax.tree.map(lambda a: a[:whole].reshape(-1, block, *a.shape[1:]), timeline)
-    rest = jax.tree.map(lambda a: a[whole:], timeline)
-
-    def scan_blocks(state):
-        state, ys = lax.scan(block_scan, state, blocks, reverse=reverse)
-        return state, jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), ys)
-
-    if reverse:
-        state, behind = block_scan(state, rest)
-        state, ahead = scan_blocks(state)
-    else:
-        state, ahead = scan_blocks(state)
-        state, behind = block_scan(state, rest)
-    return state, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), ahead, behind)
-
-
-def _select(flag: Array, yes: Any, no: Any) -> Any:
-    """``where`` over pytrees, the flag ``[...]`` spread over each leaf's trailing axes."""
-
-    def pick(a, b):
-        return jnp.where(flag.reshape(flag.shape + (1,) * (a.ndim - flag.ndim)), a, b)
-
-    return jax.tree.map(pick, yes, no)
+    return in_blocks(jax.checkpoint(scan, prevent_cse=False), start, timeline, remat_block, reverse)
 
 
 def _steps_within(lengths: Array, steps: int) -> Array:

@@ -11,7 +11,7 @@ import lstmjax
 
 PACKAGE = Path(lstmjax.__file__).parent
 # Every module may import those to its left, and nothing to its right.
-ORDER = ["typing", "init", "gates", "cells", "unroll", "stack", "gradients"]
+ORDER = ["typing", "init", "gates", "cells", "scan", "fused", "unroll", "stack", "gradients"]
 # These stand beside one another on the core, and do not import one another.
 SIBLINGS = ["gradients", "tasks", "plot"]
 

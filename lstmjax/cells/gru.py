@@ -8,7 +8,17 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from lstmjax import init as initializers
-from lstmjax.cells.base import Cell, check_hidden_size, check_step, zeros_state
+from lstmjax.cells.base import (
+    Cell,
+    Recurrence,
+    check_hidden_size,
+    check_step,
+    from_h,
+    from_x,
+    like,
+    working,
+    zeros_state,
+)
 from lstmjax.gates import split_gates
 from lstmjax.typing import Initializer, Key
 
@@ -80,6 +90,82 @@ def gru_step(params: GRUParams, state: GRUState, x: Any) -> tuple[GRUState, Floa
     return new, new.h
 
 
+class GRUWeights(NamedTuple):
+    """Weights of a GRU for the fast unroll, whose z is ``[*B, 4H]``: r, z, the candidate's part of x and its part of h.
+
+    Attributes:
+        w_x: ``[I, 3H]``.
+        w_h: ``[H, 3H]``.
+        b: ``[4H]``.
+        w_h_t: ``[3H, H]``, for the way back.
+    """
+
+    w_x: Array
+    w_h: Array
+    b: Array
+    w_h_t: Array
+
+
+def _pack(params: GRUParams) -> GRUWeights:
+    return GRUWeights(params.w_x, params.w_h, jnp.concatenate([params.b, params.b_n]), params.w_h.T)
+
+
+def _join(by_x: Array, by_h: Array) -> Array:
+    """Z from what x and what h contribute, ``[*B, 3H]`` each; the candidate's two parts stay apart."""
+    size = by_x.shape[-1] // 3
+    gates = by_x[..., : 2 * size] + by_h[..., : 2 * size]
+    return jnp.concatenate([gates, by_x[..., 2 * size :], by_h[..., 2 * size :]], axis=-1)
+
+
+def _pre(weights: GRUWeights, x: Array, h: Array) -> Array:
+    dtype = weights.w_x.dtype
+    return _join(x.astype(dtype) @ weights.w_x, h.astype(dtype) @ weights.w_h) + weights.b
+
+
+def _from_x(weights: GRUWeights, dx: Array) -> Array:
+    by_x = from_x(weights, dx)
+    return _join(by_x, jnp.zeros_like(by_x))
+
+
+def _from_h(weights: GRUWeights, dh: Array) -> Array:
+    by_h = from_h(weights, dh)
+    return _join(jnp.zeros_like(by_h), by_h)
+
+
+def _gates(z: Array) -> tuple[Array, Array, Array, Array]:
+    z_r, z_z, z_x, z_h = split_gates(z, 4)
+    r, keep = jax.nn.sigmoid(z_r), jax.nn.sigmoid(z_z)
+    return r, keep, jnp.tanh(z_x + r * z_h), z_h
+
+
+def _activate(z: Array, state: GRUState) -> GRUState:
+    z, h = working(z, state.h)
+    _, keep, n, _ = _gates(z)
+    return like(state, (1 - keep) * n + keep * h)
+
+
+def _linearise(z: Array, state: GRUState) -> tuple[GRUState, tuple[Array, Array]]:
+    """The new state, and the derivatives of h' by z and by h.
+
+    With k_n = (1−z)(1−n²):  k = [k_n r(1−r) z_h, z(1−z)(h − n), k_n, k_n r],   z
+    """
+    z, h = working(z, state.h)
+    r, keep, n, z_h = _gates(z)
+    k_n = (1 - keep) * (1 - n * n)
+    k = jnp.concatenate([k_n * r * (1 - r) * z_h, keep * (1 - keep) * (h - n), k_n, k_n * r], axis=-1)
+    return like(state, (1 - keep) * n + keep * h), (k, keep)
+
+
+def _tangent(coefficients: tuple[Array, Array], dz: Array, dstate: GRUState) -> GRUState:
+    """Dh' = k · dz + z dh, the first a sum over the four parts of z."""
+    k, keep = coefficients
+    by_r, by_z, by_x, by_h = split_gates(k * dz.astype(k.dtype), 4)
+    return like(dstate, (by_r + by_z + by_x + by_h) + keep * dstate.h.astype(k.dtype))
+
+
+RECURRENCE = Recurrence(gru_step, _pack, _pre, _from_x, _from_h, _activate, _linearise, _tangent)
+
+
 def gru(
     hidden_size: int,
     *,
@@ -116,4 +202,4 @@ def gru(
             b_n=b_init(k_n, (hidden_size,), dtype),
         )
 
-    return Cell(init, zeros_state(GRUState, 1, hidden_size), gru_step)
+    return Cell(init, zeros_state(GRUState, 1, hidden_size), gru_step, RECURRENCE)

@@ -10,7 +10,19 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from lstmjax import init as initializers
-from lstmjax.cells.base import Cell, check_hidden_size, check_step, zeros_state
+from lstmjax.cells.base import (
+    Cell,
+    Recurrence,
+    check_hidden_size,
+    check_step,
+    from_h,
+    from_x,
+    like,
+    pack,
+    pre,
+    working,
+    zeros_state,
+)
 from lstmjax.gates import pre_activation
 from lstmjax.typing import Initializer, Key
 
@@ -69,9 +81,23 @@ def rnn_step(
 
 
 @functools.cache
-def _step_with(activation: Callable[[Array], Array]):
-    # One function object for each activation, so that two equal cells share one compiled unroll.
-    return functools.partial(rnn_step, activation=activation)
+def _with_activation(activation: Callable[[Array], Array]) -> tuple[Callable, Recurrence]:
+    """The step and the recurrence, one object for each activation, so that equal cells share a compiled unroll."""
+
+    def activate(z: Array, state: RNNState) -> RNNState:
+        (z,) = working(z, state.h)[:1]
+        return like(state, activation(z))
+
+    def linearise(z: Array, state: RNNState) -> tuple[RNNState, Array]:
+        (z,) = working(z, state.h)[:1]
+        h, slope = jax.jvp(activation, (z,), (jnp.ones_like(z),))
+        return like(state, h), slope
+
+    def tangent(slope: Array, dz: Array, dstate: RNNState) -> RNNState:
+        return like(dstate, slope * dz.astype(slope.dtype))
+
+    step = functools.partial(rnn_step, activation=activation)
+    return step, Recurrence(step, pack, pre, from_x, from_h, activate, linearise, tangent)
 
 
 def rnn(
@@ -118,4 +144,4 @@ def rnn(
             b=b_init(k_b, (hidden_size,), dtype),
         )
 
-    return Cell(init, zeros_state(RNNState, 1, hidden_size), _step_with(activation))
+    return Cell(init, zeros_state(RNNState, 1, hidden_size), *_with_activation(activation))

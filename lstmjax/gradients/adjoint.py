@@ -21,8 +21,9 @@ from jax import lax
 from jaxtyping import Array
 
 from lstmjax.cells.base import Cell
+from lstmjax.scan import advance
 from lstmjax.typing import Params, State
-from lstmjax.unroll import advance, prepare, record_state, run_scan
+from lstmjax.unroll import choose, prepare, record_state, run_scan
 
 # The exponent of a zero vector: far below any that arises, far from overflowing when two are subtracted.
 _NOTHING = -(2**24)
@@ -76,7 +77,7 @@ def adjoint_norms(
     -0.3133 a step; ln σ(1) = -0.3133
     """
     start, fresh, timeline = prepare(cell, params, xs, state, lengths=lengths, mask=mask, resets=resets)
-    _, after = run_scan(cell.step, record_state, params, start, fresh, timeline)
+    _, after = run_scan(cell.step, choose(cell, None), record_state, params, start, fresh, timeline)
     states = jax.tree.map(lambda s, rest: jnp.concatenate([s[None], rest]), start, after)
     norms = _norms_backwards(cell.step, params, fresh, states, timeline, jax.grad(loss_fn)(states))
     if lengths is None:
