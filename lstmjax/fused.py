@@ -24,6 +24,10 @@ from lstmjax.cells.base import Recurrence
 from lstmjax.scan import Timeline, in_blocks, kept, restored
 from lstmjax.typing import Params, State
 
+# Where a step's pre-activations, [B, N], are no more than this, a loop costs more than what is in it: the loops of a
+# differentiated scan then hold four steps each.
+SMALL_STEP_ELEMENTS = 2**12
+
 # On CPU, the pre-activations of one block, [block, B, N], are kept to about this many: two megabytes in float32. Up to
 # there the products of a block find dz in cache; beyond, they lose more than larger products gain.
 BLOCK_ELEMENTS = 2**19
@@ -34,7 +38,7 @@ def fused_scan(
     recurrence: Recurrence,
     record: Callable[[State, Any], Any],
     reverse: bool,
-    scan_unroll: int,
+    scan_unroll: int | None,
     params: Params,
     start: State,
     fresh: State | None,
@@ -46,7 +50,7 @@ def fused_scan(
         recurrence: the cell's step in parts.
         record: ``(state, y) -> what is kept of the step``, linear.
         reverse: whether to run from the last step to the first.
-        scan_unroll: as in ``lax.scan``.
+        scan_unroll: as in ``lax.scan``; None: :func:`loop_unroll` decides for the differentiated loops.
         params: the cell's parameters.
         start: the state before the first step.
         fresh: the state a reset restores, or None.
@@ -62,7 +66,7 @@ def fused_scan(
         new = recurrence.activate(recurrence.pre(weights, now.x, before.h), before)
         return kept(record, new, new.h, before, now)
 
-    return lax.scan(body, start, timeline, reverse=reverse, unroll=scan_unroll)
+    return lax.scan(body, start, timeline, reverse=reverse, unroll=scan_unroll or 1)
 
 
 @partial(fused_scan.defjvp, symbolic_zeros=True)
@@ -77,7 +81,8 @@ def _fused_scan_jvp(recurrence, record, reverse, scan_unroll, primals, tangents)
         new, recorded = kept(record, new, new.h, before, now)
         return new, (recorded, coefficients, before.h)
 
-    scan = partial(lax.scan, reverse=reverse, unroll=scan_unroll)
+    width = jax.eval_shape(recurrence.pre, weights, timeline.x, _sequence_like(timeline.x, start.h)).shape
+    scan = partial(lax.scan, reverse=reverse, unroll=scan_unroll or loop_unroll(width))
     final, (recorded, coefficients, h_before) = scan(forward, start, timeline)
 
     d_weights = None
@@ -86,12 +91,16 @@ def _fused_scan_jvp(recurrence, record, reverse, scan_unroll, primals, tangents)
     d_x = None if _is_zero(d_timeline.x) else d_timeline.x
     d_start, d_fresh = _instantiated(d_start, start), _instantiated(d_fresh, fresh)
 
+    # What the backward pass wants of these products is x joined to h, for dW. That is a copy of what is kept anyway:
+    # rematerialised, it is made again block by block, in cache, and not kept for all T.
+    by_weights = jax.checkpoint(recurrence.pre, prevent_cse=False)
+
     def linear_block(d_state, block):
         """The linear recurrence over some steps, what drives it found for all of them at once."""
         coefficients, h_before, now, d_x = block
         drive = []
         if d_weights is not None:
-            drive.append(recurrence.pre(d_weights, now.x, h_before))
+            drive.append(by_weights(d_weights, now.x, h_before))
         if d_x is not None:
             drive.append(recurrence.from_x(weights, d_x))
         drive = sum(drive[1:], drive[0]) if drive else None
@@ -106,18 +115,23 @@ def _fused_scan_jvp(recurrence, record, reverse, scan_unroll, primals, tangents)
         flags = Timeline(None, now.valid, now.reset)
         return scan(linear, d_state, (coefficients, drive, flags))
 
-    width = jax.eval_shape(recurrence.pre, weights, timeline.x, h_before).shape
     d_final, d_recorded = in_blocks(
         linear_block, d_start, (coefficients, h_before, timeline, d_x), block_length(width), reverse
     )
     return (final, recorded), (d_final, d_recorded)
 
 
+def loop_unroll(shape: tuple[int, ...]) -> int:
+    """How many steps the loops of a differentiated scan hold, for pre-activations ``[T, *B, N]``."""
+    return 4 if math.prod(shape[1:]) <= SMALL_STEP_ELEMENTS else 1
+
+
 def block_length(shape: tuple[int, ...]) -> int:
     """How many steps one product takes together, for pre-activations ``[T, *B, N]``.
 
-    As many as keep a block's pre-activations within :data:`BLOCK_ELEMENTS`, rather fewer if that divides T, but enough
-    for products of 128 rows. On an accelerator the whole sequence: there, few and large products win.
+    As many as keep a block's pre-activations within :data:`BLOCK_ELEMENTS`, but enough for products of 128 rows; and
+    of the lengths from a quarter to twice of that, the nearest that divides T, since steps left over cost a loop of
+    their own. On an accelerator the whole sequence: there, few and large products win.
     """
     steps, *rest = shape
     if jax.default_backend() != "cpu":
@@ -125,7 +139,12 @@ def block_length(shape: tuple[int, ...]) -> int:
     per_step = max(1, math.prod(rest))
     rows = max(1, math.prod(rest[:-1]))
     most = min(max(BLOCK_ELEMENTS // per_step, -(-128 // rows), 1), max(steps, 1))
-    return next((n for n in range(most, most // 2, -1) if steps % n == 0), most)
+    even = [n for n in range(max(1, most // 4), 2 * most + 1) if steps % n == 0]
+    return min(even, key=lambda n: abs(math.log(n / most)), default=most)
+
+
+def _sequence_like(xs: Any, h: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((xs.shape[0], *h.shape), h.dtype)
 
 
 def _is_zero(tangent: Any) -> bool:

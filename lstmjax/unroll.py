@@ -35,7 +35,7 @@ def unroll(
     resets: Any = None,
     reverse: bool = False,
     remat_block: int | None = None,
-    scan_unroll: int = 1,
+    scan_unroll: int | None = None,
     implementation: Implementation = None,
 ) -> tuple[State, Any]:
     """Runs a cell over a sequence: (s_t, y_t) = step(params, s_{t−1}, x_t) for t = 0 … T−1.
@@ -55,7 +55,7 @@ def unroll(
             same two sequences: going backwards, it falls after x_t and before x_{t−1}.
         remat_block: keep the state only at the borders of blocks of this many steps, and recompute inside a block
             in the backward pass: less memory, about one more forward pass.
-        scan_unroll: how many steps the compiled loop holds in its body, as in ``lax.scan``.
+        scan_unroll: how many steps the compiled loop holds in its body, as in ``lax.scan``; chosen unless given.
         implementation: ``"fused"``, the recurrence and its transpose of :mod:`lstmjax.fused`, for cells that have
             one; ``"scan"``, the step under ``lax.scan``, for any cell, and bit for bit the same however a sequence is
             cut; None: the fastest that the cell has. Values and derivatives agree to rounding.
@@ -98,7 +98,7 @@ def state_history(
     resets: Any = None,
     reverse: bool = False,
     remat_block: int | None = None,
-    scan_unroll: int = 1,
+    scan_unroll: int | None = None,
     implementation: Implementation = None,
 ) -> State:
     """Every state of an unroll: the state after each step, and on request the one before the first.
@@ -229,7 +229,7 @@ def run_scan(
     *,
     reverse: bool = False,
     remat_block: int | None = None,
-    scan_unroll: int = 1,
+    scan_unroll: int | None = None,
 ) -> tuple[State, Any]:
     """The scan itself, over what :func:`prepare` made: by the recurrence where there is one, else by the step.
 
@@ -243,7 +243,7 @@ def run_scan(
     def scan(state, part):
         if recurrence is not None:
             return fused_scan(recurrence, record, reverse, scan_unroll, params, state, fresh, part)
-        return lax.scan(body, state, part, reverse=reverse, unroll=scan_unroll)
+        return lax.scan(body, state, part, reverse=reverse, unroll=scan_unroll or 1)
 
     if remat_block is None:
         return scan(start, timeline)
@@ -312,7 +312,7 @@ def _check_lengths(lengths: Any, xs: Array) -> Array:
     return lengths
 
 
-def _check_scan_options(remat_block: int | None, scan_unroll: int) -> None:
+def _check_scan_options(remat_block: int | None, scan_unroll: int | None) -> None:
     for name, value in (("remat_block", remat_block), ("scan_unroll", scan_unroll)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise ValueError(f"{name} is {value!r}; wanted a whole number of steps, at least 1")
