@@ -54,6 +54,8 @@ BAD_CALLS = {
     "a step that changes its carry": (ValueError, "the cell's step was given state .* and returned", lambda: unroll(cell._replace(step=lambda p, s, x: (s.c, s.h)), params, xs)),
     "remat_block": (ValueError, "remat_block is 0; wanted a whole number of steps", lambda: unroll(cell, params, xs, remat_block=0)),
     "scan_unroll": (ValueError, "scan_unroll is 1.5; wanted a whole number", lambda: state_history(cell, params, xs, scan_unroll=1.5)),
+    "implementation": (ValueError, "implementation is 'cuda'; wanted None, 'fused' or 'scan'", lambda: unroll(cell, params, xs, implementation="cuda")),
+    "no recurrence": (ValueError, "implementation is 'fused', and this cell has no recurrence", lambda: unroll(cell._replace(recurrence=None), params, xs, implementation="fused")),
     "unknown option": (TypeError, "time_major", lambda: unroll(cell, params, xs, time_major=True)),
     "unknown option of a stack": (TypeError, "time_major", lambda: unroll_stack([cell], [params], xs, time_major=True)),
     "hidden_size": (ValueError, "hidden_size is 0; wanted", lambda: lstm(0)),
@@ -90,6 +92,5 @@ def test_bad_calls_under_jit(name):
 
 
 def test_lengths_beyond_t_under_jit_count_as_t():
-    whole = unroll(cell, params, xs)[0]
-    traced = jax.jit(lambda n: unroll(cell, params, xs, lengths=n)[0])(jnp.array([T + 9, T]))
-    np.testing.assert_array_equal(traced.h, whole.h)
+    run = jax.jit(lambda n: unroll(cell, params, xs, lengths=n)[0])
+    np.testing.assert_array_equal(run(jnp.array([T + 9, T])).h, run(jnp.array([T, T])).h)

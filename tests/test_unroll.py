@@ -1,5 +1,7 @@
 """Identities of the unroll. Each holds for every cell, in float64 to 1e-12 unless a test says otherwise."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -185,12 +187,13 @@ def test_checkpointing_saves_memory():
 
 @pytest.mark.parametrize("name", CELLS)
 @pytest.mark.parametrize("cut", [0, 1, 5, 12])
-def test_streaming_is_bit_for_bit(name, cut):
-    cell = CELLS[name]
+@pytest.mark.parametrize("implementation", ["fused", "scan"])
+def test_streaming_is_bit_for_bit(name, cut, implementation):
+    cell, run = CELLS[name], functools.partial(unroll, implementation=implementation)
     params, xs, state = problem(cell, (12, 2, 3), dtype=jnp.float32)
-    middle, first = unroll(cell, params, xs[:cut], state)
-    final, second = unroll(cell, params, xs[cut:], middle)
-    whole = unroll(cell, params, xs, state)
+    middle, first = run(cell, params, xs[:cut], state)
+    final, second = run(cell, params, xs[cut:], middle)
+    whole = run(cell, params, xs, state)
     chex.assert_trees_all_equal((final, jnp.concatenate([first, second])), whole)
 
 

@@ -123,13 +123,18 @@ def _pre(weights: GRUWeights, x: Array, h: Array) -> Array:
 
 
 def _from_x(weights: GRUWeights, dx: Array) -> Array:
-    by_x = from_x(weights, dx)
-    return _join(by_x, jnp.zeros_like(by_x))
+    return _padded(from_x(weights, dx), weights.w_h.shape[0])
 
 
 def _from_h(weights: GRUWeights, dh: Array) -> Array:
+    size = weights.w_h.shape[0]
     by_h = from_h(weights, dh)
-    return _join(jnp.zeros_like(by_h), by_h)
+    return jnp.concatenate([_padded(by_h[..., : 2 * size], size), by_h[..., 2 * size :]], axis=-1)
+
+
+def _padded(part: Array, size: int) -> Array:
+    # A pad is linear; a block of zeros beside it would be kept for the backward pass like any other number.
+    return jnp.pad(part, [(0, 0)] * (part.ndim - 1) + [(0, size)])
 
 
 def _gates(z: Array) -> tuple[Array, Array, Array, Array]:

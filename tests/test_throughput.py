@@ -1,0 +1,108 @@
+"""The throughput benchmark: that its candidates agree, and that what it writes has the promised form. Times are not."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import lstmjax
+from benchmarks import throughput as bench
+from benchmarks.peers import JAX_PEERS
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _dtypes_as_the_peers_want_them():
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.fixture
+def problem():
+    key_params, key_xs = jax.random.split(jax.random.key(0))
+    params = lstmjax.lstm(6, b_init=jax.nn.initializers.normal()).init(key_params, 3)
+    return params, jax.random.normal(key_xs, (5, 4, 3))
+
+
+@pytest.mark.filterwarnings("ignore")  # of the peers
+@pytest.mark.parametrize("name", [n for n in (*JAX_PEERS, "PyTorch") if n != "lstmjax"])
+@pytest.mark.parametrize("pass_name", ["forward", "train"])
+def test_peers_compute_the_same(name, pass_name, problem):
+    package = {"Haiku": "haiku", "Equinox": "equinox", "Keras": "keras", "PyTorch": "torch"}.get(name)
+    if package is not None:
+        pytest.importorskip(package)
+    answers = {n: bench.build(n, pass_name, *problem)[1] for n in ("lstmjax", name)}
+    bench.check_agreement(answers, "float32")
+
+
+def test_disagreement_is_an_error():
+    with pytest.raises(AssertionError, match="Haiku differs from lstmjax by 1.00e-03"):
+        bench.check_agreement({"lstmjax": np.ones(3), "Haiku": np.ones(3) + 1e-3}, "float32")
+    with pytest.raises(AssertionError):
+        bench.check_agreement({"lstmjax": np.ones(3), "Haiku": np.full(3, np.nan)}, "float32")
+
+
+@pytest.mark.parametrize("pass_name", ["forward", "train"])
+def test_floors_run(pass_name, problem):
+    for program in bench.floor_programs(pass_name).values():
+        bench.build_floor(program, *problem).run()
+
+
+def test_results_have_the_promised_form(tmp_path):
+    settings = bench.Settings(
+        out=tmp_path,
+        shapes=("4,2,3,5",),
+        peers=("lstmjax scan", "Flax Linen OptimizedLSTMCell"),
+        seconds=0.0,
+        progress=False,
+    )
+    bench.main(settings)
+    results = json.loads((tmp_path / "throughput.json").read_text())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["throughput.json", "throughput.png"]
+    assert len(results["records"]) == 2 * 3
+    for r in results["records"]:
+        assert {"T": 4, "B": 2, "I": 3, "H": 5}.items() <= r.items()
+        assert {
+            "implementation",
+            "pass",
+            "dtype",
+            "device",
+            "median_ms",
+            "ratio_to_lstmjax",
+            "temp_bytes",
+            "compile_s",
+        } <= set(r)
+        if r["implementation"] == "lstmjax":
+            assert r["ratio_to_lstmjax"] == 1.0
+            assert r["ratio_to_floor"] > 0
+    best = [
+        r["ratio_to_lstmjax"] for r in results["records"] if r["pass"] == "train" and "Linen" in r["implementation"]
+    ]
+    assert results["geometric_means"]["train"]["best JAX peer of each point"] == pytest.approx(best[0], rel=1e-3)
+
+
+def test_a_run_cut_short_leaves_what_it_measured(tmp_path, monkeypatch):
+    def measure(settings, shape, pass_name, measure=bench.measure):
+        if pass_name == "train":
+            raise KeyboardInterrupt
+        return measure(settings, shape, pass_name)
+
+    monkeypatch.setattr(bench, "measure", measure)
+    settings = bench.Settings(out=tmp_path, shapes=("4,2,3,5",), peers=("lstmjax scan",), seconds=0.0, progress=False)
+    with pytest.raises(KeyboardInterrupt):
+        bench.main(settings)
+    assert {r["pass"] for r in json.loads((tmp_path / "throughput.json").read_text())["records"]} == {"forward"}
+
+
+@pytest.mark.parametrize("shape", ["1,2,3", "1,2,3,0", "a,b,c,d", "1,2,3,-4"])
+def test_bad_shapes_are_one_clear_error(shape):
+    command = [sys.executable, "-m", "benchmarks.throughput", "--shapes", shape]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "wanted" in done.stderr
+    assert "Traceback" not in done.stderr
