@@ -130,8 +130,8 @@ def block_length(shape: tuple[int, ...]) -> int:
     """How many steps one product takes together, for pre-activations ``[T, *B, N]``.
 
     As many as keep a block's pre-activations within :data:`BLOCK_ELEMENTS`, but enough for products of 128 rows; and
-    of the lengths from a quarter to twice of that, the nearest that divides T, since steps left over cost a loop of
-    their own. On an accelerator the whole sequence: there, few and large products win.
+    of the lengths from there down to a quarter, the longest that divides T, since steps left over cost a loop of their
+    own. On an accelerator the whole sequence: there, few and large products win.
     """
     steps, *rest = shape
     if jax.default_backend() != "cpu":
@@ -139,8 +139,7 @@ def block_length(shape: tuple[int, ...]) -> int:
     per_step = max(1, math.prod(rest))
     rows = max(1, math.prod(rest[:-1]))
     most = min(max(BLOCK_ELEMENTS // per_step, -(-128 // rows), 1), max(steps, 1))
-    even = [n for n in range(max(1, most // 4), 2 * most + 1) if steps % n == 0]
-    return min(even, key=lambda n: abs(math.log(n / most)), default=most)
+    return next((n for n in range(most, most // 4, -1) if steps % n == 0), most)
 
 
 def _sequence_like(xs: Any, h: Any) -> jax.ShapeDtypeStruct:
