@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 comma := ,
 INSTALLED := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 
-.PHONY: setup gradients test lint format results notebooks clean
+.PHONY: setup gradients throughput test lint format results results-newest notebooks clean
 
 gradients: $(INSTALLED)
 	$(BIN)/python -m benchmarks.gradient_norms --out $(OUT)
@@ -34,9 +34,20 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# What is committed: the results and the table in the README, and the notebooks with their outputs.
+throughput: $(INSTALLED)
+	$(BIN)/python -m benchmarks.throughput --quick --out $(OUT)
+
+# What is committed: results, the tables made of them, and the notebooks with their outputs. The peers make the
+# comparison, so: make results EXTRAS=dev,peers.
 results: $(INSTALLED)
 	$(BIN)/python -m benchmarks.gradient_norms --out benchmarks/results
+	$(BIN)/python -m benchmarks.throughput --out benchmarks/results
+	$(BIN)/python -m benchmarks.write_tables
+
+# The same grid on the newest JAX: make results-newest EXTRAS=dev,peers PYTHON=python3.12 VENV=.venv-newest
+results-newest: $(INSTALLED)
+	$(BIN)/python -m benchmarks.throughput --out $(VENV)/throughput
+	cp $(VENV)/throughput/throughput.json benchmarks/results/throughput_newest_jax.json
 	$(BIN)/python -m benchmarks.write_tables
 
 notebooks: $(INSTALLED)

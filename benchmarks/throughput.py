@@ -120,7 +120,7 @@ def measure(settings: Settings, shape: tuple[int, ...], pass_name: PassName) -> 
         try:
             candidates[name], answers[name] = build(name, pass_name, params, xs)
         except ImportError as error:
-            print(f"{name} is left out: {error}", file=sys.stderr)
+            say_left_out(name, str(error))
     check_agreement(answers, settings.dtype)
     floors = {f"floor {n}": build_floor(f, params, xs) for n, f in floor_programs(pass_name).items()}
     times = run_rounds({n: c.run for n, c in (candidates | floors).items()}, settings.seconds)
@@ -143,6 +143,12 @@ def measure(settings: Settings, shape: tuple[int, ...], pass_name: PassName) -> 
         }
         for name, candidate in candidates.items()
     ]
+
+
+@functools.cache
+def say_left_out(name: str, why: str) -> None:
+    """Says once, not at every point, that a peer is not installed."""
+    tqdm.write(f"{name} is left out: {why}", file=sys.stderr)
 
 
 def build(name: str, pass_name: PassName, params: lstmjax.LSTMParams, xs: jax.Array) -> tuple[Candidate, np.ndarray]:

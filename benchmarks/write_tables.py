@@ -2,20 +2,79 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from benchmarks.gradient_norms import format_table
+from benchmarks import gradient_norms, throughput
 
 ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def gradient_table() -> str:
+    """Half-lives and what is left at three lags."""
+    return gradient_norms.format_table(read("gradient_norms.json")["fits"])
+
+
+def throughput_table(file: str) -> Callable[[], str]:
+    """The whole grid, under a line that says where it was measured."""
+
+    def table() -> str:
+        results = read(file)
+        env = results["environment"]
+        head = f"jax {env['jax']}, {env['cpus']} cores ({env['system']}), {env['dtype']}, {env['date']}"
+        return f"{head}\n\n{throughput.format_table(results['records'])}"
+
+    return table
+
+
+def speed_summary() -> str:
+    """Geometric means over the grid, for both versions of JAX."""
+    files = [read("throughput.json"), read("throughput_newest_jax.json")]
+    columns = [(f["environment"]["jax"], p, f["geometric_means"][p]) for f in files for p in ("forward", "train")]
+    names = list(dict.fromkeys(n for *_, means in columns for n in means if n != "lstmjax scan"))
+    rows = [
+        "| time over that of lstmjax | " + " | ".join(f"{p}, JAX {v}" for v, p, _ in columns) + " |",
+        "|---|" + "---|" * len(columns),
+    ]
+    for name in names:
+        cells = (f"{means[name]:.2f}" if name in means else "–" for *_, means in columns)
+        rows.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+# name of the marker: (page, what stands between the markers, whether it is text to be fenced)
+TABLES: dict[str, tuple[str, Callable[[], str], bool]] = {
+    "gradient norms": ("README.md", gradient_table, True),
+    "speed": ("README.md", speed_summary, False),
+    "throughput": ("benchmarks/README.md", throughput_table("throughput.json"), True),
+    "throughput, newest JAX": ("benchmarks/README.md", throughput_table("throughput_newest_jax.json"), True),
+}
+
+
+def read(file: str) -> dict[str, Any]:
+    """One committed result."""
+    return json.loads((RESULTS / file).read_text())
+
+
+def between_markers(name: str) -> str:
+    """What belongs between the markers of a table, the line breaks beside them included."""
+    _, table, fenced = TABLES[name]
+    return f"\n```text\n{table()}\n```\n" if fenced else f"\n{table()}\n"
 
 
 def main() -> None:
-    """Rewrites the table of gradient norms in the README."""
-    results = json.loads((ROOT / "benchmarks/results/gradient_norms.json").read_text())
-    page = ROOT / "README.md"
-    table = f"\\1\n```text\n{format_table(results['fits'])}\n```\n\\2"
-    text = re.sub(r"(<!-- table: .*? -->).*(<!-- end of table -->)", table, page.read_text(), flags=re.DOTALL)
-    page.write_text(text)
+    """Rewrites every table."""
+    for name, (page, *_) in TABLES.items():
+        path = ROOT / page
+        pattern = rf"(<!-- table: {re.escape(name)} -->).*?(<!-- end of table -->)"
+        text, found = re.subn(
+            pattern, lambda m, name=name: m[1] + between_markers(name) + m[2], path.read_text(), flags=re.DOTALL
+        )
+        if not found:
+            raise ValueError(f"{page} has no markers for the table {name!r}")
+        path.write_text(text)
 
 
 if __name__ == "__main__":

@@ -129,7 +129,7 @@ def speed_ratios(records: Sequence[Mapping[str, Any]]) -> Figure:
         axes[0].set_yticks(range(len(points)), [",".join(map(str, p)) for p in points])
         axes[0].set_ylabel("T, B, I, H")
         axes[0].invert_yaxis()
-        _shared_legend(figure, axes, names, columns=5)
+        _shared_legend(figure, axes, names, columns=4)
     return figure
 
 

@@ -9,7 +9,7 @@ import nbclient
 import nbformat
 import pytest
 
-from benchmarks.gradient_norms import format_table
+from benchmarks import write_tables
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -48,10 +48,14 @@ def test_readme_commands_exist():
                 assert f"\n{extra} = [" in (ROOT / "pyproject.toml").read_text()
 
 
-def test_readme_table_is_the_committed_result():
-    results = json.loads((ROOT / "benchmarks/results/gradient_norms.json").read_text())
-    assert results["settings"]["complete"]
-    assert f"```text\n{format_table(results['fits'])}\n```" in README
+@pytest.mark.parametrize("name", write_tables.TABLES)
+def test_tables_are_the_committed_results(name):
+    page = (ROOT / write_tables.TABLES[name][0]).read_text()
+    assert f"<!-- table: {name} -->{write_tables.between_markers(name)}<!-- end of table -->" in page
+
+
+def test_committed_results_are_of_whole_runs():
+    assert json.loads((ROOT / "benchmarks/results/gradient_norms.json").read_text())["settings"]["complete"]
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "benchmarks/README.md"])
