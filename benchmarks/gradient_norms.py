@@ -193,10 +193,10 @@ def make_records(settings: Settings, measured: list[Measurement]) -> list[dict[s
     ]
 
 
-def make_fits(settings: Settings, measured: list[Measurement]) -> list[dict[str, Any]]:
+def make_fits(curves: dict[tuple[str, str], Curve]) -> list[dict[str, Any]]:
     """A line through ln ‖∂L/∂h‖ over all lags of the longest length, for each cell and input: medians over seeds."""
     fits = []
-    for (cell, input_name), curve in make_curves(settings, measured).items():
+    for (cell, input_name), curve in curves.items():
         fit = decay_fit(curve.lags[1:].astype(np.float32), curve.log10[:, 1:] * np.log(10))
         rate = float(np.median(fit.rate))
         fits.append(
@@ -268,7 +268,8 @@ def power_of_ten(exponent: float) -> str:
 
 def write_results(settings: Settings, measured: list[Measurement], complete: bool) -> list[dict[str, Any]]:
     """Writes .json, .csv and .png, each whole or not at all, and returns the fits."""
-    records, fits = make_records(settings, measured), make_fits(settings, measured)
+    records, curves = make_records(settings, measured), make_curves(settings, measured)
+    fits = make_fits(curves)
     results = {
         "environment": environment("float32"),
         "settings": {
@@ -288,7 +289,6 @@ def write_results(settings: Settings, measured: list[Measurement], complete: boo
         writer.writeheader()
         writer.writerows(records)
     with replacing(settings.out / "gradient_norms.png") as path:
-        curves = make_curves(settings, measured)
         panels = {
             f"input: {name}": {cell.replace("b_f", "$b_f$"): curve for (cell, i), curve in curves.items() if i == name}
             for name in dict.fromkeys(m.input for m in measured)

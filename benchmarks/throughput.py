@@ -122,7 +122,7 @@ def measure(settings: Settings, shape: tuple[int, ...], pass_name: PassName) -> 
         except ImportError as error:
             say_left_out(name, str(error))
     check_agreement(answers, settings.dtype)
-    floors = {f"floor {n}": build_floor(f, params, xs) for n, f in floor_programs(pass_name).items()}
+    floors = {f"floor {n}": compiled(f, params, xs)[0] for n, f in floor_programs(pass_name).items()}
     times = run_rounds({n: c.run for n, c in (candidates | floors).items()}, settings.seconds)
     floor = min((times[n] for n in floors), key=np.median)
     device = jax.devices()[0].device_kind
@@ -235,7 +235,7 @@ def _by_transposed(a: jax.Array, weights: jax.Array) -> jax.Array:
 
 
 def _backward_products(params, xs, flip, block):
-    """Dz W_hᵀ a step, and for each block of steps [x, h]ᵀ dz and dz W_xᵀ, with some dz of the right shape."""
+    """dz W_hᵀ a step, and for each block of steps [x, h]ᵀ dz and dz W_xᵀ, with some dz of the right shape."""
     steps, batch, inputs = xs.shape
     hidden = params.w_h.shape[0]
     block = block if block and steps % block == 0 else steps
@@ -254,11 +254,6 @@ def _backward_products(params, xs, flip, block):
 
     start = jnp.ones((batch, 4 * hidden), xs.dtype), jnp.zeros((inputs + hidden, 4 * hidden), xs.dtype)
     return lax.scan(over_block, start, xs.reshape(-1, block, batch, inputs))
-
-
-def build_floor(program: Callable, params: lstmjax.LSTMParams, xs: jax.Array) -> Candidate:
-    """A floor, compiled."""
-    return compiled(program, params, xs)[0]
 
 
 def run_rounds(runs: dict[str, Callable[[], Any]], seconds: float) -> dict[str, np.ndarray]:

@@ -64,7 +64,8 @@ def fused_scan(
     def body(state, now):
         before = restored(fresh, state, now)
         new = recurrence.activate(recurrence.pre(weights, now.x, before.h), before)
-        return kept(record, new, new.h, before, now)
+        new, y = kept(new, new.h, before, now)
+        return new, record(new, y)
 
     return lax.scan(body, start, timeline, reverse=reverse, unroll=scan_unroll or 1)
 
@@ -78,8 +79,8 @@ def _fused_scan_jvp(recurrence, record, reverse, scan_unroll, primals, tangents)
     def forward(state, now):
         before = restored(fresh, state, now)
         new, coefficients = recurrence.linearise(recurrence.pre(weights, now.x, before.h), before)
-        new, recorded = kept(record, new, new.h, before, now)
-        return new, (recorded, coefficients, before.h)
+        new, y = kept(new, new.h, before, now)
+        return new, (record(new, y), coefficients, before.h)
 
     width = jax.eval_shape(recurrence.pre, weights, timeline.x, _sequence_like(timeline.x, start.h)).shape
     scan = partial(lax.scan, reverse=reverse, unroll=scan_unroll or loop_unroll(width))
@@ -110,7 +111,8 @@ def _fused_scan_jvp(recurrence, record, reverse, scan_unroll, primals, tangents)
             before = restored(d_fresh, d_state, now)
             dz = recurrence.from_h(weights, before.h)
             new = recurrence.tangent(coefficients, dz if drive is None else drive + dz, before)
-            return kept(record, new, new.h, before, now)
+            new, y = kept(new, new.h, before, now)
+            return new, record(new, y)
 
         flags = Timeline(None, now.valid, now.reset)
         return scan(linear, d_state, (coefficients, drive, flags))

@@ -53,7 +53,7 @@ def split_gates(z: Float[Array, "*B N"], gates: int) -> tuple[Float[Array, "*B H
 
 
 def input_gate(z_i: Floats) -> Floats:
-    """I = σ(z_i): the percentage of the candidate that enters the long-term memory.
+    """i = σ(z_i): the percentage of the candidate that enters the long-term memory.
 
     >>> round(float(input_gate(jnp.array(4.27))), 4)
     0.9862
@@ -62,7 +62,7 @@ def input_gate(z_i: Floats) -> Floats:
 
 
 def forget_gate(z_f: Floats) -> Floats:
-    """F = σ(z_f): the percentage of the long-term memory that is *kept*, whatever the name says.
+    """f = σ(z_f): the percentage of the long-term memory that is *kept*, whatever the name says.
 
     >>> round(float(forget_gate(jnp.array(5.95))), 4)
     0.9974
@@ -71,7 +71,7 @@ def forget_gate(z_f: Floats) -> Floats:
 
 
 def candidate(z_g: Floats) -> Floats:
-    """G = tanh(z_g): the potential long-term memory, between −1 and 1.
+    """g = tanh(z_g): the potential long-term memory, between −1 and 1.
 
     >>> round(float(candidate(jnp.array(2.03))), 4)
     0.9661
@@ -80,7 +80,7 @@ def candidate(z_g: Floats) -> Floats:
 
 
 def output_gate(z_o: Floats) -> Floats:
-    """O = σ(z_o): the percentage of the potential short-term memory that leaves the unit.
+    """o = σ(z_o): the percentage of the potential short-term memory that leaves the unit.
 
     >>> round(float(output_gate(jnp.array(4.78))), 4)
     0.9917
@@ -89,7 +89,7 @@ def output_gate(z_o: Floats) -> Floats:
 
 
 def update_cell_state(f: Floats, c: Floats, i: Floats, g: Floats) -> Floats:
-    """C' = f ∘ c + i ∘ g: one multiplication and one addition, no weights. ∂c'/∂c along this path is f.
+    """c' = f ∘ c + i ∘ g: one multiplication and one addition, no weights. ∂c'/∂c along this path is f.
 
     >>> round(float(update_cell_state(*map(jnp.array, (0.9974, 2.0, 0.9862, 0.9661)))), 3)
     2.948
@@ -98,7 +98,7 @@ def update_cell_state(f: Floats, c: Floats, i: Floats, g: Floats) -> Floats:
 
 
 def emit_hidden_state(o: Floats, c: Floats) -> Floats:
-    """H = o ∘ tanh(c): the new short-term memory, read off the new long-term memory.
+    """h = o ∘ tanh(c): the new short-term memory, read off the new long-term memory.
 
     >>> round(float(emit_hidden_state(jnp.array(0.9917), jnp.array(2.9476))), 3)
     0.986

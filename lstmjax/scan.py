@@ -29,7 +29,7 @@ def advance(step: Callable, params: Params, fresh: State | None, state: State, n
     """One step of any cell as a scan takes it: reset first, then step, then undo it where it is skipped."""
     before = restored(fresh, state, now)
     new, y = step(params, before, now.x)
-    return kept(lambda state, y: (state, y), new, y, before, now)[1]
+    return kept(new, y, before, now)
 
 
 def restored(fresh: State | None, state: State, now: Timeline) -> State:
@@ -37,12 +37,12 @@ def restored(fresh: State | None, state: State, now: Timeline) -> State:
     return state if now.reset is None else select(now.reset, fresh, state)
 
 
-def kept(record: Callable[[State, Any], Any], new: State, y: Any, before: State, now: Timeline) -> tuple[State, Any]:
-    """What a step hands on and what is recorded of it: where it is skipped, the state before it and an output of 0."""
+def kept(new: State, y: Any, before: State, now: Timeline) -> tuple[State, Any]:
+    """What a step hands on and puts out: where it is skipped, the state before it and an output of 0."""
     if now.valid is not None:
         new = select(now.valid, new, before)
         y = select(now.valid, y, jax.tree.map(jnp.zeros_like, y))
-    return new, record(new, y)
+    return new, y
 
 
 def select(flag: Array, yes: Any, no: Any) -> Any:

@@ -139,18 +139,18 @@ def pack(params: Any) -> Weights:
 
 
 def pre(weights: Weights, x: Float[Array, "*B I"], h: Float[Array, "*B H"]) -> Float[Array, "*B N"]:
-    """Z = [x, h] W + b, in one product."""
+    """z = [x, h] W + b, in one product."""
     dtype = weights.w.dtype
     return jnp.concatenate([x.astype(dtype), h.astype(dtype)], axis=-1) @ weights.w + weights.b
 
 
 def from_x(weights: Any, dx: Float[Array, "*B I"]) -> Float[Array, "*B N"]:
-    """Dx W_x."""
+    """dx W_x."""
     return dx.astype(weights.w_x.dtype) @ weights.w_x
 
 
 def from_h(weights: Any, dh: Float[Array, "*B H"]) -> Float[Array, "*B N"]:
-    """Dh W_h.
+    """dh W_h.
 
     Written with the transposed weights, so that the product of the backward pass, dz W_hᵀ, which is the transpose of
     this one, meets them row by row: on CPU that is faster by up to a third where the batch is small.

@@ -4,7 +4,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from lstmjax import init as initializers
@@ -77,16 +76,14 @@ def gru_step(params: GRUParams, state: GRUState, x: Any) -> tuple[GRUState, Floa
     0.9946
     """
     check_step(3, params, state.h, x)
-    dtype = np.promote_types(params.w_h.dtype, state.h.dtype)
-    from_x = (x.astype(params.w_x.dtype) @ params.w_x + params.b).astype(dtype)
-    from_h = (state.h.astype(params.w_h.dtype) @ params.w_h).astype(dtype)
-    x_r, x_z, x_n = split_gates(from_x, 3)
-    h_r, h_z, h_n = split_gates(from_h, 3)
+    by_x, before = working(x.astype(params.w_x.dtype) @ params.w_x + params.b, state.h)
+    by_h, _ = working(state.h.astype(params.w_h.dtype) @ params.w_h, state.h)
+    x_r, x_z, x_n = split_gates(by_x, 3)
+    h_r, h_z, h_n = split_gates(by_h, 3)
     r = jax.nn.sigmoid(x_r + h_r)
     z = jax.nn.sigmoid(x_z + h_z)
-    n = jnp.tanh(x_n + r * (h_n + params.b_n.astype(dtype)))
-    h = (1 - z) * n + z * state.h.astype(dtype)
-    new = GRUState(h.astype(state.h.dtype))
+    n = jnp.tanh(x_n + r * (h_n + params.b_n.astype(h_n.dtype)))
+    new = like(state, (1 - z) * n + z * before)
     return new, new.h
 
 
@@ -111,7 +108,7 @@ def _pack(params: GRUParams) -> GRUWeights:
 
 
 def _join(by_x: Array, by_h: Array) -> Array:
-    """Z from what x and what h contribute, ``[*B, 3H]`` each; the candidate's two parts stay apart."""
+    """z from what x and what h contribute, ``[*B, 3H]`` each; the candidate's two parts stay apart."""
     size = by_x.shape[-1] // 3
     gates = by_x[..., : 2 * size] + by_h[..., : 2 * size]
     return jnp.concatenate([gates, by_x[..., 2 * size :], by_h[..., 2 * size :]], axis=-1)
@@ -162,7 +159,7 @@ def _linearise(z: Array, state: GRUState) -> tuple[GRUState, tuple[Array, Array]
 
 
 def _tangent(coefficients: tuple[Array, Array], dz: Array, dstate: GRUState) -> GRUState:
-    """Dh' = k · dz + z dh, the first a sum over the four parts of z."""
+    """dh' = k · dz + z dh, the first a sum over the four parts of z."""
     k, keep = coefficients
     by_r, by_z, by_x, by_h = split_gates(k * dz.astype(k.dtype), 4)
     return like(dstate, (by_r + by_z + by_x + by_h) + keep * dstate.h.astype(k.dtype))

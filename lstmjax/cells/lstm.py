@@ -83,12 +83,10 @@ def lstm_step(params: LSTMParams, state: LSTMState, x: Any) -> tuple[LSTMState, 
     (2.6107, 0.8713)
     """
     check_step(4, params, state.h, x)
-    dtype = np.promote_types(params.w_h.dtype, state.c.dtype)
-    z = pre_activation(*params, x=x, h=state.h).astype(dtype)
+    z, c_before = working(pre_activation(*params, x=x, h=state.h), state.c)
     z_i, z_f, z_g, z_o = split_gates(z, 4)
-    c = update_cell_state(forget_gate(z_f), state.c.astype(dtype), input_gate(z_i), candidate(z_g))
-    h = emit_hidden_state(output_gate(z_o), c)
-    new = LSTMState(c.astype(state.c.dtype), h.astype(state.h.dtype))
+    c = update_cell_state(forget_gate(z_f), c_before, input_gate(z_i), candidate(z_g))
+    new = like(state, c, emit_hidden_state(output_gate(z_o), c))
     return new, new.h
 
 
@@ -129,7 +127,7 @@ def _linearise(z: Array, state: LSTMState) -> tuple[LSTMState, tuple[Array, Arra
 
 
 def _tangent(coefficients: tuple[Array, Array, Array], dz: Array, dstate: LSTMState) -> LSTMState:
-    """Dc' = f dc + k_i dz_i + k_f dz_f + k_g dz_g;   dh' = k_o dz_o + o (1 − tanh² c') dc'."""
+    """dc' = f dc + k_i dz_i + k_f dz_f + k_g dz_g;   dh' = k_o dz_o + o (1 − tanh² c') dc'."""
     k, f, k_c = coefficients
     by_i, by_f, by_g, by_o = split_gates(k * dz.astype(k.dtype), 4)
     dc = f * dstate.c.astype(k.dtype) + (by_i + by_f + by_g)

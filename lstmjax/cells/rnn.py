@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from lstmjax import init as initializers
@@ -74,9 +73,8 @@ def rnn_step(
     0.964
     """
     check_step(1, params, state.h, x)
-    dtype = np.promote_types(params.w_h.dtype, state.h.dtype)
-    h = activation(pre_activation(*params, x=x, h=state.h).astype(dtype))
-    new = RNNState(h.astype(state.h.dtype))
+    z, _ = working(pre_activation(*params, x=x, h=state.h), state.h)
+    new = like(state, activation(z))
     return new, new.h
 
 
@@ -85,11 +83,11 @@ def _with_activation(activation: Callable[[Array], Array]) -> tuple[Callable, Re
     """The step and the recurrence, one object for each activation, so that equal cells share a compiled unroll."""
 
     def activate(z: Array, state: RNNState) -> RNNState:
-        (z,) = working(z, state.h)[:1]
+        z, _ = working(z, state.h)
         return like(state, activation(z))
 
     def linearise(z: Array, state: RNNState) -> tuple[RNNState, Array]:
-        (z,) = working(z, state.h)[:1]
+        z, _ = working(z, state.h)
         h, slope = jax.jvp(activation, (z,), (jnp.ones_like(z),))
         return like(state, h), slope
 

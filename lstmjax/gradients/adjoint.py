@@ -40,7 +40,7 @@ def adjoint_norms(
     mask: Any = None,
     resets: Any = None,
 ) -> State:
-    """Ln ‖∂L/∂s_t‖₂ for every state s_0 … s_T, part by part and row by row, from one backward pass.
+    """ln ‖∂L/∂s_t‖₂ for every state s_0 … s_T, part by part and row by row, from one backward pass.
 
     s_0 is the state before the first step and s_t the one after t steps, so in a row that takes n steps s_t lags
     n − t behind the end. The derivative is with respect to one part of the state with the others held: for an LSTM,
@@ -119,7 +119,7 @@ def _normalised(vector: State, exponent: Array, batch: tuple[int, ...]) -> tuple
 
 
 def _add_scaled(a: tuple[State, Array], b: tuple[State, Array], batch) -> tuple[State, Array]:
-    """A 2^m + b 2^n, at the larger of the two scales."""
+    """a 2^m + b 2^n, at the larger of the two scales."""
     a, b = _normalised(*a, batch), _normalised(*b, batch)
     common = jnp.maximum(a[1], b[1])
     # Beyond 2^−120 the smaller term is below the last digit of the larger, in every dtype.
