@@ -19,10 +19,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
+from jaxtyping import Array
 
 from lstmjax.cells.base import Recurrence
 from lstmjax.scan import Timeline, in_blocks, kept, restored
-from lstmjax.typing import Params, State
+from lstmjax.typing import Params, Shape, State
 
 # Where a step's pre-activations, [B, N], are no more than this, a loop costs more than what is in it: the loops of a
 # differentiated scan then hold four steps each.
@@ -82,7 +83,7 @@ def _fused_scan_jvp(recurrence, record, reverse, scan_unroll, primals, tangents)
         new, y = kept(new, new.h, before, now)
         return new, (record(new, y), coefficients, before.h)
 
-    width = jax.eval_shape(recurrence.pre, weights, timeline.x, _sequence_like(timeline.x, start.h)).shape
+    width = pre_shape(recurrence, weights, timeline.x, start.h)
     scan = partial(lax.scan, reverse=reverse, unroll=scan_unroll or loop_unroll(width))
     final, (recorded, coefficients, h_before) = scan(forward, start, timeline)
 
@@ -123,29 +124,38 @@ def _fused_scan_jvp(recurrence, record, reverse, scan_unroll, primals, tangents)
     return (final, recorded), (d_final, d_recorded)
 
 
-def loop_unroll(shape: tuple[int, ...]) -> int:
+def pre_shape(recurrence: Recurrence, weights: Any, xs: Array, h: Array) -> Shape:
+    """The shape of all pre-activations, ``[T, *B, N]``, for inputs ``[T, *B, I]`` and a state ``[*B, H]``."""
+    hs = jax.ShapeDtypeStruct((xs.shape[0], *h.shape), h.dtype)
+    return jax.eval_shape(recurrence.pre, weights, xs, hs).shape
+
+
+def loop_unroll(shape: Shape) -> int:
     """How many steps the loops of a differentiated scan hold, for pre-activations ``[T, *B, N]``."""
-    return 4 if math.prod(shape[1:]) <= SMALL_STEP_ELEMENTS else 1
+    small = math.prod(_stand_in(shape[1:])) <= SMALL_STEP_ELEMENTS
+    return 4 if small and isinstance(shape[0], int) else 1
 
 
-def block_length(shape: tuple[int, ...]) -> int:
+def block_length(shape: Shape) -> int | None:
     """How many steps one product takes together, for pre-activations ``[T, *B, N]``.
 
     As many as keep a block's pre-activations within :data:`BLOCK_ELEMENTS`, but enough for products of 128 rows; and
     of the lengths from there down to a quarter, the longest that divides T, since steps left over cost a loop of their
-    own. On an accelerator the whole sequence: there, few and large products win.
+    own. On an accelerator None, the whole sequence: there, few and large products win; and so where T is symbolic.
     """
-    steps, *rest = shape
-    if jax.default_backend() != "cpu":
-        return max(steps, 1)
+    steps = shape[0]
+    if jax.default_backend() != "cpu" or not isinstance(steps, int):
+        return None
+    rest = _stand_in(shape[1:])
     per_step = max(1, math.prod(rest))
     rows = max(1, math.prod(rest[:-1]))
     most = min(max(BLOCK_ELEMENTS // per_step, -(-128 // rows), 1), max(steps, 1))
     return next((n for n in range(most, most // 4, -1) if steps % n == 0), most)
 
 
-def _sequence_like(xs: Any, h: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((xs.shape[0], *h.shape), h.dtype)
+def _stand_in(shape: Shape) -> Shape:
+    """The shape with 32 for every symbolic size, of which ``jax.export`` knows nothing: any choice is correct."""
+    return tuple(n if isinstance(n, int) else 32 for n in shape)
 
 
 def _is_zero(tangent: Any) -> bool:

@@ -17,11 +17,15 @@ Source: Hochreiter & Schmidhuber (1997), with the forget gate of Gers, Schmidhub
 layout are those of PyTorch, Keras, cuDNN and Flax.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 Floats = Float[Array, "..."]
+Activation = Callable[[Array], Array]
+"""An elementwise function. The equations are written with σ and tanh; every gate takes another in its place."""
 
 
 def pre_activation(
@@ -52,40 +56,40 @@ def split_gates(z: Float[Array, "*B N"], gates: int) -> tuple[Float[Array, "*B H
     return tuple(jnp.split(z, gates, axis=-1))
 
 
-def input_gate(z_i: Floats) -> Floats:
+def input_gate(z_i: Floats, activation: Activation = jax.nn.sigmoid) -> Floats:
     """i = σ(z_i): the percentage of the candidate that enters the long-term memory.
 
     >>> round(float(input_gate(jnp.array(4.27))), 4)
     0.9862
     """
-    return jax.nn.sigmoid(z_i)
+    return activation(z_i)
 
 
-def forget_gate(z_f: Floats) -> Floats:
+def forget_gate(z_f: Floats, activation: Activation = jax.nn.sigmoid) -> Floats:
     """f = σ(z_f): the percentage of the long-term memory that is *kept*, whatever the name says.
 
     >>> round(float(forget_gate(jnp.array(5.95))), 4)
     0.9974
     """
-    return jax.nn.sigmoid(z_f)
+    return activation(z_f)
 
 
-def candidate(z_g: Floats) -> Floats:
+def candidate(z_g: Floats, activation: Activation = jnp.tanh) -> Floats:
     """g = tanh(z_g): the potential long-term memory, between −1 and 1.
 
     >>> round(float(candidate(jnp.array(2.03))), 4)
     0.9661
     """
-    return jnp.tanh(z_g)
+    return activation(z_g)
 
 
-def output_gate(z_o: Floats) -> Floats:
+def output_gate(z_o: Floats, activation: Activation = jax.nn.sigmoid) -> Floats:
     """o = σ(z_o): the percentage of the potential short-term memory that leaves the unit.
 
     >>> round(float(output_gate(jnp.array(4.78))), 4)
     0.9917
     """
-    return jax.nn.sigmoid(z_o)
+    return activation(z_o)
 
 
 def update_cell_state(f: Floats, c: Floats, i: Floats, g: Floats) -> Floats:
@@ -97,10 +101,10 @@ def update_cell_state(f: Floats, c: Floats, i: Floats, g: Floats) -> Floats:
     return f * c + i * g
 
 
-def emit_hidden_state(o: Floats, c: Floats) -> Floats:
+def emit_hidden_state(o: Floats, c: Floats, activation: Activation = jnp.tanh) -> Floats:
     """h = o ∘ tanh(c): the new short-term memory, read off the new long-term memory.
 
     >>> round(float(emit_hidden_state(jnp.array(0.9917), jnp.array(2.9476))), 3)
     0.986
     """
-    return o * jnp.tanh(c)
+    return o * activation(c)

@@ -54,23 +54,23 @@ def select(flag: Array, yes: Any, no: Any) -> Any:
     return jax.tree.map(pick, yes, no)
 
 
-def in_blocks(scan: Callable, state: State, sequence: Any, block: int, reverse: bool) -> tuple[State, Any]:
+def in_blocks(scan: Callable, state: State, sequence: Any, block: int | None, reverse: bool) -> tuple[State, Any]:
     """Runs ``scan(state, part)`` over blocks of a sequence, and over the steps at its end that fill no block.
 
     Args:
         scan: ``(state, part [t, ...]) -> (state, ys [t, ...])`` for any number of steps t.
         state: the state before.
         sequence: pytree with leading axis T.
-        block: steps a block.
+        block: steps a block; None: the whole sequence is one.
         reverse: whether the blocks are run from the last to the first.
 
     Returns:
         The final state, and ys over all T.
     """
     steps = jax.tree.leaves(sequence)[0].shape[0]
-    count, left = divmod(steps, block)
-    if count == 0 or (count == 1 and left == 0):
+    if block is None or block >= steps:
         return scan(state, sequence)
+    count, left = divmod(steps, block)
     whole = jax.tree.map(lambda a: a[: count * block].reshape(count, block, *a.shape[1:]), sequence)
     rest = jax.tree.map(lambda a: a[count * block :], sequence)
 

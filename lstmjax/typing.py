@@ -27,3 +27,6 @@ Key = PRNGKeyArray | Array
 
 Initializer = Callable[..., Array]
 """``(key, shape, dtype) -> array``, as in ``jax.nn.initializers``."""
+
+Shape = tuple[Any, ...]
+"""Sizes: whole numbers or, where a program is exported for any batch size, symbolic dimensions."""

@@ -19,7 +19,7 @@ from jaxtyping import Array
 from lstmjax.cells.base import Cell, Recurrence
 from lstmjax.fused import fused_scan
 from lstmjax.scan import Timeline, advance, in_blocks, select
-from lstmjax.typing import Params, State
+from lstmjax.typing import Params, Shape, State
 
 Implementation = Literal["fused", "scan"] | None
 
@@ -267,7 +267,7 @@ def _check_inputs(xs: Any) -> Array:
     return xs
 
 
-def _check_state(state: State, expected: State, batch: tuple[int, ...]) -> State:
+def _check_state(state: State, expected: State, batch: Shape) -> State:
     given, wanted = jax.tree.structure(state), jax.tree.structure(expected)
     if given != wanted:
         raise ValueError(f"state has structure {given}; wanted this cell's own, {wanted}")

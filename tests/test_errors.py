@@ -62,6 +62,7 @@ BAD_CALLS = {
     "fractional hidden_size": (ValueError, "hidden_size is 2.0; wanted", lambda: gru(2.0)),
     "two biases": (ValueError, "forget_bias and b_init both", lambda: lstm(H, forget_bias=1.0, b_init=lstmjax.init.chrono(9))),
     "activation": (TypeError, "activation is 'tanh'; wanted an elementwise function", lambda: rnn(H, activation="tanh")),
+    "gate_activation": (TypeError, "gate_activation is None; wanted an elementwise function", lambda: lstm(H, gate_activation=None)),
     "chrono": (ValueError, "max_lag is 2; wanted at least 3", lambda: lstmjax.init.chrono(2)),
     "per_gate": (ValueError, r"shape is \(4, 10\); wanted a last axis that 4 gates share", lambda: lstmjax.init.per_gate(jax.nn.initializers.zeros, 4)(key, (4, 10))),
     "no layer": (ValueError, r"layers is \[\]; wanted", lambda: init_stack([], key, I)),

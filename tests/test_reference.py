@@ -143,3 +143,28 @@ def close(got, want):
     """Equal to 1e-5 of the largest entry, in float32."""
     want = want.detach().numpy()
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * max(np.abs(want).max(), 1.0))
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru"])
+def test_other_activations_take_the_place_of_theirs(name, x64):
+    def gate(z):
+        return 1 / (1 + z * z)
+
+    def soft_sign(z):
+        return z / (1 + abs(z))
+
+    cell = getattr(lstmjax, name)(5, gate_activation=gate, activation=soft_sign)
+    params, xs, state = problem(cell, (1, 2, 3))
+    got, _ = unroll(cell, params, xs, state)
+    x, h = np.asarray(xs[0]), np.asarray(state.h)
+    w_x, w_h, b, *_ = map(np.asarray, params)
+    if name == "lstm":
+        i, f, g, o = np.split(x @ w_x + h @ w_h + b, 4, axis=-1)
+        c = gate(f) * np.asarray(state.c) + gate(i) * soft_sign(g)
+        want = gate(o) * soft_sign(c)
+        np.testing.assert_allclose(got.c, c, atol=1e-14)
+    else:
+        by_x, by_h = np.split(x @ w_x + b, 3, axis=-1), np.split(h @ w_h, 3, axis=-1)
+        r, z = gate(by_x[0] + by_h[0]), gate(by_x[1] + by_h[1])
+        want = (1 - z) * soft_sign(by_x[2] + r * (by_h[2] + np.asarray(params.b_n))) + z * h
+    np.testing.assert_allclose(got.h, want, atol=1e-14)

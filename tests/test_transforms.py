@@ -135,3 +135,16 @@ def test_a_float32_state_is_carried_through_bfloat16_weights(cell):
 def test_old_and_new_random_keys(cell):
     for key in (jax.random.key(0), jax.random.PRNGKey(0)):
         assert cell.init(key, 3).w_x.shape[0] == 3
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru", "rnn"])
+@pytest.mark.parametrize("sizes", ["20, b, 3", "t, b, 3"])
+def test_export_with_sizes_left_open(name, sizes):
+    cell = CELLS[name]
+    params, xs, _ = problem(cell, (20, 7, 3), dtype=jnp.float32)
+    grad = jax.jit(jax.grad(lambda params, xs: (unroll(cell, params, xs)[1] ** 2).sum()))
+    shape = jax.ShapeDtypeStruct(jax.export.symbolic_shape(sizes), jnp.float32)
+    exported = jax.export.deserialize(jax.export.export(grad)(params, shape).serialize())
+    for batch in (1, 7):
+        got, want = exported.call(params, xs[:, :batch]), grad(params, xs[:, :batch])
+        chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-6)

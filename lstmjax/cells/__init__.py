@@ -1,5 +1,7 @@
 """The cells: one file each, all of the shape :class:`Cell`."""
 
+from jax import export
+
 from lstmjax.cells.base import Cell
 from lstmjax.cells.gru import GRUParams, GRUState, gru, gru_step
 from lstmjax.cells.lstm import LSTMParams, LSTMState, lstm, lstm_step
@@ -20,3 +22,7 @@ __all__ = [
     "rnn",
     "rnn_step",
 ]
+
+# So that an exported program that takes or returns them can be serialised.
+for _kind in (GRUParams, GRUState, LSTMParams, LSTMState, RNNParams, RNNState):
+    export.register_namedtuple_serialization(_kind, serialized_name=f"lstmjax.{_kind.__name__}")

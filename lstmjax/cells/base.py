@@ -8,7 +8,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from lstmjax.typing import Params, State
+from lstmjax.typing import Params, Shape, State
 
 
 class Recurrence(NamedTuple):
@@ -82,7 +82,7 @@ class Cell(NamedTuple):
 def zeros_state(state_type: Callable[..., State], leaves: int, hidden_size: int):
     """An ``initial_state`` whose leaves are all zero, ``[*B, H]`` each."""
 
-    def initial_state(batch_shape: tuple[int, ...] = (), dtype=jnp.float32) -> State:
+    def initial_state(batch_shape: Shape = (), dtype=jnp.float32) -> State:
         return state_type(*(jnp.zeros((*batch_shape, hidden_size), dtype) for _ in range(leaves)))
 
     return initial_state
@@ -92,6 +92,15 @@ def check_hidden_size(hidden_size: int) -> None:
     """Raises where a cell is asked for with a hidden size that is no positive whole number."""
     if isinstance(hidden_size, bool) or not isinstance(hidden_size, int) or hidden_size < 1:
         raise ValueError(f"hidden_size is {hidden_size!r}; wanted a whole number of at least 1")
+
+
+def check_activations(**activations: Any) -> None:
+    """Raises where an activation is no function."""
+    for name, activation in activations.items():
+        if not callable(activation):
+            raise TypeError(
+                f"{name} is {activation!r}; wanted an elementwise function, such as jnp.tanh or jax.nn.relu"
+            )
 
 
 def check_step(gates: int, params: Any, h: Array, x: Array) -> None:

@@ -1,5 +1,7 @@
 """The gated recurrent unit, in the form cuDNN, PyTorch and Flax share (the reset gate acts after the product)."""
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +12,7 @@ from lstmjax import init as initializers
 from lstmjax.cells.base import (
     Cell,
     Recurrence,
+    check_activations,
     check_hidden_size,
     check_step,
     from_h,
@@ -18,7 +21,7 @@ from lstmjax.cells.base import (
     working,
     zeros_state,
 )
-from lstmjax.gates import split_gates
+from lstmjax.gates import Activation, split_gates
 from lstmjax.typing import Initializer, Key
 
 
@@ -48,7 +51,14 @@ class GRUState(NamedTuple):
     h: Array
 
 
-def gru_step(params: GRUParams, state: GRUState, x: Any) -> tuple[GRUState, Float[Array, "*B H"]]:
+def gru_step(
+    params: GRUParams,
+    state: GRUState,
+    x: Any,
+    *,
+    gate_activation: Activation = jax.nn.sigmoid,
+    activation: Activation = jnp.tanh,
+) -> tuple[GRUState, Float[Array, "*B H"]]:
     """One step of the GRU.
 
         r  = σ(x W_xr + h W_hr + b_r)                  reset gate
@@ -60,6 +70,8 @@ def gru_step(params: GRUParams, state: GRUState, x: Any) -> tuple[GRUState, Floa
         params: weights, see :class:`GRUParams`; b_n' above is the last third of ``b``.
         state: h, ``[*B, H]``.
         x: ``[*B, I]`` input, floating.
+        gate_activation: elementwise, in place of σ in both gates.
+        activation: elementwise, in place of tanh.
 
     Returns:
         The new state, in the dtype of the old one, and the output, which is the new h.
@@ -80,9 +92,9 @@ def gru_step(params: GRUParams, state: GRUState, x: Any) -> tuple[GRUState, Floa
     by_h, _ = working(state.h.astype(params.w_h.dtype) @ params.w_h, state.h)
     x_r, x_z, x_n = split_gates(by_x, 3)
     h_r, h_z, h_n = split_gates(by_h, 3)
-    r = jax.nn.sigmoid(x_r + h_r)
-    z = jax.nn.sigmoid(x_z + h_z)
-    n = jnp.tanh(x_n + r * (h_n + params.b_n.astype(h_n.dtype)))
+    r = gate_activation(x_r + h_r)
+    z = gate_activation(x_z + h_z)
+    n = activation(x_n + r * (h_n + params.b_n.astype(h_n.dtype)))
     new = like(state, (1 - z) * n + z * before)
     return new, new.h
 
@@ -168,9 +180,19 @@ def _tangent(coefficients: tuple[Array, Array], dz: Array, dstate: GRUState) -> 
 RECURRENCE = Recurrence(gru_step, _pack, _pre, _from_x, _from_h, _activate, _linearise, _tangent)
 
 
+@functools.cache
+def _with_activations(gate_activation: Activation, activation: Activation) -> tuple[Callable, Recurrence | None]:
+    """The step and the recurrence, as for the LSTM."""
+    if (gate_activation, activation) == (jax.nn.sigmoid, jnp.tanh):
+        return gru_step, RECURRENCE
+    return functools.partial(gru_step, gate_activation=gate_activation, activation=activation), None
+
+
 def gru(
     hidden_size: int,
     *,
+    gate_activation: Activation = jax.nn.sigmoid,
+    activation: Activation = jnp.tanh,
     w_x_init: Initializer = jax.nn.initializers.lecun_normal(),
     w_h_init: Initializer | None = None,
     b_init: Initializer = jax.nn.initializers.zeros,
@@ -179,6 +201,9 @@ def gru(
 
     Args:
         hidden_size: H, the number of hidden units.
+        gate_activation: elementwise, in place of σ in both gates. With it or ``activation`` other than the defaults
+            the cell has no fused recurrence.
+        activation: elementwise, in place of tanh.
         w_x_init: draws ``[I, 3H]``.
         w_h_init: draws ``[H, 3H]``; orthogonal, each gate by itself, unless told.
         b_init: draws ``[3H]``, and ``[H]`` for the candidate's recurrent bias.
@@ -188,11 +213,13 @@ def gru(
 
     Raises:
         ValueError: hidden_size is not a positive whole number.
+        TypeError: an activation cannot be called.
 
     >>> gru(hidden_size=4).init(jax.random.key(0), 2).w_h.shape
     (4, 12)
     """
     check_hidden_size(hidden_size)
+    check_activations(gate_activation=gate_activation, activation=activation)
     w_h_init = w_h_init or initializers.per_gate(initializers.orthogonal(), 3)
 
     def init(key: Key, input_size: int, dtype=jnp.float32) -> GRUParams:
@@ -204,4 +231,4 @@ def gru(
             b_n=b_init(k_n, (hidden_size,), dtype),
         )
 
-    return Cell(init, zeros_state(GRUState, 1, hidden_size), gru_step, RECURRENCE)
+    return Cell(init, zeros_state(GRUState, 1, hidden_size), *_with_activations(gate_activation, activation))

@@ -1,5 +1,7 @@
 """The long short-term memory cell."""
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +13,7 @@ from lstmjax import init as initializers
 from lstmjax.cells.base import (
     Cell,
     Recurrence,
+    check_activations,
     check_hidden_size,
     check_step,
     from_h,
@@ -22,6 +25,7 @@ from lstmjax.cells.base import (
     zeros_state,
 )
 from lstmjax.gates import (
+    Activation,
     candidate,
     emit_hidden_state,
     forget_gate,
@@ -60,13 +64,22 @@ class LSTMState(NamedTuple):
     h: Array
 
 
-def lstm_step(params: LSTMParams, state: LSTMState, x: Any) -> tuple[LSTMState, Float[Array, "*B H"]]:
+def lstm_step(
+    params: LSTMParams,
+    state: LSTMState,
+    x: Any,
+    *,
+    gate_activation: Activation = jax.nn.sigmoid,
+    activation: Activation = jnp.tanh,
+) -> tuple[LSTMState, Float[Array, "*B H"]]:
     """One step of the LSTM: every gate reads x and h, then c' = f ∘ c + i ∘ g and h' = o ∘ tanh(c').
 
     Args:
         params: weights, see :class:`LSTMParams`.
         state: c and h, each ``[*B, H]``.
         x: ``[*B, I]`` input, floating.
+        gate_activation: elementwise, in place of σ in the three gates.
+        activation: elementwise, in place of tanh, for the candidate and for the way out of the cell state.
 
     Returns:
         The new state, in the dtype of the old one, and the output, which is the new h.
@@ -85,8 +98,9 @@ def lstm_step(params: LSTMParams, state: LSTMState, x: Any) -> tuple[LSTMState, 
     check_step(4, params, state.h, x)
     z, c_before = working(pre_activation(*params, x=x, h=state.h), state.c)
     z_i, z_f, z_g, z_o = split_gates(z, 4)
-    c = update_cell_state(forget_gate(z_f), c_before, input_gate(z_i), candidate(z_g))
-    new = like(state, c, emit_hidden_state(output_gate(z_o), c))
+    f, i = forget_gate(z_f, gate_activation), input_gate(z_i, gate_activation)
+    c = update_cell_state(f, c_before, i, candidate(z_g, activation))
+    new = like(state, c, emit_hidden_state(output_gate(z_o, gate_activation), c, activation))
     return new, new.h
 
 
@@ -137,10 +151,23 @@ def _tangent(coefficients: tuple[Array, Array, Array], dz: Array, dstate: LSTMSt
 RECURRENCE = Recurrence(lstm_step, pack, pre, from_x, from_h, _activate, _linearise, _tangent)
 
 
+@functools.cache
+def _with_activations(gate_activation: Activation, activation: Activation) -> tuple[Callable, Recurrence | None]:
+    """The step and the recurrence; one object for each pair, so that equal cells share a compiled unroll.
+
+    The recurrence is written for σ and tanh; with others the cell is unrolled by its step.
+    """
+    if (gate_activation, activation) == (jax.nn.sigmoid, jnp.tanh):
+        return lstm_step, RECURRENCE
+    return functools.partial(lstm_step, gate_activation=gate_activation, activation=activation), None
+
+
 def lstm(
     hidden_size: int,
     *,
     forget_bias: float | None = None,
+    gate_activation: Activation = jax.nn.sigmoid,
+    activation: Activation = jnp.tanh,
     w_x_init: Initializer = jax.nn.initializers.lecun_normal(),
     w_h_init: Initializer | None = None,
     b_init: Initializer | None = None,
@@ -150,6 +177,9 @@ def lstm(
     Args:
         hidden_size: H, the number of hidden units.
         forget_bias: the forget gate's initial bias, 1.0 unless told; all other biases start at 0.
+        gate_activation: elementwise, in place of σ in the three gates. With it or ``activation`` other than the
+            defaults the cell has no fused recurrence.
+        activation: elementwise, in place of tanh.
         w_x_init: draws ``[I, 4H]``.
         w_h_init: draws ``[H, 4H]``; orthogonal, each gate by itself, unless told.
         b_init: draws ``[4H]``, in place of ``forget_bias``; see :func:`lstmjax.init.chrono`.
@@ -159,6 +189,7 @@ def lstm(
 
     Raises:
         ValueError: hidden_size is not a positive whole number, or both forget_bias and b_init are given.
+        TypeError: an activation cannot be called.
 
     >>> cell = lstm(hidden_size=3)
     >>> params = cell.init(jax.random.key(0), 2)
@@ -166,6 +197,7 @@ def lstm(
     ((2, 12), [0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])
     """
     check_hidden_size(hidden_size)
+    check_activations(gate_activation=gate_activation, activation=activation)
     if forget_bias is not None and b_init is not None:
         raise ValueError("forget_bias and b_init both set the biases; give one of them")
     w_h_init = w_h_init or initializers.per_gate(initializers.orthogonal(), 4)
@@ -179,4 +211,4 @@ def lstm(
             b=b_init(k_b, (4 * hidden_size,), dtype),
         )
 
-    return Cell(init, zeros_state(LSTMState, 2, hidden_size), lstm_step, RECURRENCE)
+    return Cell(init, zeros_state(LSTMState, 2, hidden_size), *_with_activations(gate_activation, activation))

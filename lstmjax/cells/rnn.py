@@ -12,6 +12,7 @@ from lstmjax import init as initializers
 from lstmjax.cells.base import (
     Cell,
     Recurrence,
+    check_activations,
     check_hidden_size,
     check_step,
     from_h,
@@ -22,7 +23,7 @@ from lstmjax.cells.base import (
     working,
     zeros_state,
 )
-from lstmjax.gates import pre_activation
+from lstmjax.gates import Activation, pre_activation
 from lstmjax.typing import Initializer, Key
 
 
@@ -51,7 +52,7 @@ class RNNState(NamedTuple):
 
 
 def rnn_step(
-    params: RNNParams, state: RNNState, x: Any, *, activation: Callable[[Array], Array] = jnp.tanh
+    params: RNNParams, state: RNNState, x: Any, *, activation: Activation = jnp.tanh
 ) -> tuple[RNNState, Float[Array, "*B H"]]:
     """One step of the vanilla RNN: h' = φ(x W_x + h W_h + b).
 
@@ -79,7 +80,7 @@ def rnn_step(
 
 
 @functools.cache
-def _with_activation(activation: Callable[[Array], Array]) -> tuple[Callable, Recurrence]:
+def _with_activation(activation: Activation) -> tuple[Callable, Recurrence]:
     """The step and the recurrence, one object for each activation, so that equal cells share a compiled unroll."""
 
     def activate(z: Array, state: RNNState) -> RNNState:
@@ -101,7 +102,7 @@ def _with_activation(activation: Callable[[Array], Array]) -> tuple[Callable, Re
 def rnn(
     hidden_size: int,
     *,
-    activation: Callable[[Array], Array] = jnp.tanh,
+    activation: Activation = jnp.tanh,
     w_x_init: Initializer = jax.nn.initializers.lecun_normal(),
     w_h_init: Initializer = initializers.orthogonal(),
     b_init: Initializer = jax.nn.initializers.zeros,
@@ -129,10 +130,7 @@ def rnn(
     (4, 4)
     """
     check_hidden_size(hidden_size)
-    if not callable(activation):
-        raise TypeError(
-            f"activation is {activation!r}; wanted an elementwise function, such as jnp.tanh or jax.nn.relu"
-        )
+    check_activations(activation=activation)
 
     def init(key: Key, input_size: int, dtype=jnp.float32) -> RNNParams:
         k_x, k_h, k_b = jax.random.split(key, 3)

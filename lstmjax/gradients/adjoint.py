@@ -10,6 +10,7 @@ product of Jacobians leaves the range of any floating format: 0.5¹⁰⁰⁰ is 
 1e-3000 is a number where plain backpropagation in float32 would have read 0.
 """
 
+import functools
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -21,9 +22,8 @@ from jax import lax
 from jaxtyping import Array
 
 from lstmjax.cells.base import Cell
-from lstmjax.scan import advance
+from lstmjax.gradients.linear import Linearised, linearised
 from lstmjax.typing import Params, State
-from lstmjax.unroll import choose, prepare, record_state, run_scan
 
 # The exponent of a zero vector: far below any that arises, far from overflowing when two are subtracted.
 _NOTHING = -(2**24)
@@ -76,10 +76,8 @@ def adjoint_norms(
     >>> print(f"{(norms.c[0] - norms.c[999]) / 999:.4f} a step; ln σ(1) = {jnp.log(jax.nn.sigmoid(1.0)):.4f}")
     -0.3133 a step; ln σ(1) = -0.3133
     """
-    start, fresh, timeline = prepare(cell, params, xs, state, lengths=lengths, mask=mask, resets=resets)
-    _, after = run_scan(cell.step, choose(cell, None), record_state, params, start, fresh, timeline)
-    states = jax.tree.map(lambda s, rest: jnp.concatenate([s[None], rest]), start, after)
-    norms = _norms_backwards(cell.step, params, fresh, states, timeline, jax.grad(loss_fn)(states))
+    linear = linearised(cell, params, xs, state, lengths=lengths, mask=mask, resets=resets)
+    norms = _norms_backwards(linear, jax.grad(loss_fn)(linear.states), batch_axes=jnp.ndim(xs) - 2)
     if lengths is None:
         return norms
     lengths = jnp.asarray(lengths)
@@ -91,62 +89,56 @@ def adjoint_norms(
     return jax.tree.map(blank_padding, norms)
 
 
-@partial(jax.jit, static_argnums=0)
-def _norms_backwards(step, params, fresh, states, timeline, direct):
-    batch = timeline.x.shape[1:-1]
-
+@partial(jax.jit, static_argnames="batch_axes")
+def _norms_backwards(linear: Linearised, direct: State, batch_axes: int) -> State:
     def backward(carry, at):
         adjoint, exponent = carry
-        state, now, direct = at
-        _, pull_back = jax.vjp(lambda s: advance(step, params, fresh, s, now)[0], state)
-        carry = _add_scaled((*pull_back(adjoint), exponent), (direct, jnp.zeros_like(exponent)), batch)
-        return carry, _log_norms(*carry, batch)
+        step, direct = at
+        carry = _add_scaled(linear.pull(step, adjoint), exponent, direct, batch_axes)
+        return carry, carry
 
-    before = jax.tree.map(lambda s: s[:-1], (states, direct))
-    last = _normalised(jax.tree.map(lambda d: d[-1], direct), jnp.zeros(batch, jnp.int32), batch)
-    _, norms = lax.scan(backward, last, (before[0], timeline, before[1]), reverse=True)
-    return jax.tree.map(lambda n, end: jnp.concatenate([n, end[None]]), norms, _log_norms(*last, batch))
-
-
-def _normalised(vector: State, exponent: Array, batch: tuple[int, ...]) -> tuple[State, Array]:
-    """The same vector 2^exponent, scaled by a power of two so that its largest entry is in [½, 1)."""
-    top = jnp.zeros(batch)
-    for leaf in jax.tree.leaves(vector):
-        top = jnp.maximum(top, jnp.abs(_rows(leaf, batch)).max(-1, initial=0.0).astype(top.dtype))
-    _, shift = jnp.frexp(top)
-    exponent = jnp.where(top == 0, _NOTHING, exponent + shift)
-    return _times_power_of_two(vector, -shift), exponent
+    last = jax.tree.map(lambda d: d[-1], direct)
+    nothing = jax.tree.map(jnp.zeros_like, last), jnp.full(jax.tree.leaves(last)[0].shape[:batch_axes], _NOTHING)
+    end = _add_scaled(*nothing, last, batch_axes)
+    before = jax.tree.map(lambda d: d[:-1], direct)
+    _, rest = lax.scan(backward, end, (linear.steps, before), reverse=True, unroll=linear.unroll)
+    adjoints, exponents = jax.tree.map(lambda a, e: jnp.concatenate([a, e[None]]), rest, end)
+    return jax.tree.map(lambda leaf: _log_norm(leaf, exponents), adjoints)
 
 
-def _add_scaled(a: tuple[State, Array], b: tuple[State, Array], batch) -> tuple[State, Array]:
-    """a 2^m + b 2^n, at the larger of the two scales."""
-    a, b = _normalised(*a, batch), _normalised(*b, batch)
-    common = jnp.maximum(a[1], b[1])
-    # Beyond 2^−120 the smaller term is below the last digit of the larger, in every dtype.
-    a, b = (_times_power_of_two(v, jnp.maximum(e - common, -120)) for v, e in (a, b))
+def _add_scaled(vector: State, exponent: Array, plain: State, batch_axes: int) -> tuple[State, Array]:
+    """v 2^e + d as a pair again, scaled by a power of two so that the largest entry of either term is in [½, 1)."""
+    common = jnp.maximum(exponent + _exponent(vector, batch_axes), _exponent(plain, batch_axes))
+    a, b = _times_power_of_two(vector, exponent - common), _times_power_of_two(plain, -common)
     return jax.tree.map(jnp.add, a, b), common
 
 
+def _exponent(vector: State, batch_axes: int) -> Array:
+    """The least n with every |entry| of a row below 2^n."""
+    tops = [jnp.abs(leaf).max(range(batch_axes, leaf.ndim), initial=0.0) for leaf in jax.tree.leaves(vector)]
+    dtype = np.result_type(np.float32, *(t.dtype for t in tops))
+    top = functools.reduce(jnp.maximum, (t.astype(dtype) for t in tops))
+    return jnp.where(top == 0, _NOTHING, jnp.frexp(top)[1])
+
+
 def _times_power_of_two(vector: State, exponent: Array) -> State:
-    factor = jnp.ldexp(jnp.ones(exponent.shape, jnp.float32), exponent)
+    """Exact but for what is too small to matter, and applied in halves: one factor alone could overflow."""
+    half = jnp.clip(exponent, -250, 250) // 2
 
     def scale(leaf):
-        return leaf * factor.reshape(factor.shape + (1,) * (leaf.ndim - factor.ndim)).astype(leaf.dtype)
+        for n in (half, jnp.clip(exponent, -250, 250) - half):
+            factor = jnp.ldexp(jnp.ones(n.shape, leaf.dtype), n)
+            leaf = leaf * factor.reshape(n.shape + (1,) * (leaf.ndim - n.ndim))
+        return leaf
 
     return jax.tree.map(scale, vector)
 
 
-def _log_norms(vector: State, exponent: Array, batch: tuple[int, ...]) -> State:
-    def log_norm(leaf):
-        # A norm squares: the plain one of a float32 vector is 0 below 1e-22. Each part is scaled by its own top.
-        leaf = _rows(leaf, batch).astype(np.promote_types(leaf.dtype, jnp.float32))
-        top = jnp.abs(leaf).max(-1, initial=0.0)
-        unit = leaf / jnp.where(top == 0, 1.0, top)[..., None]
-        norm = jnp.log(top) + 0.5 * jnp.log((unit * unit).sum(-1))
-        return jnp.where(top == 0, -jnp.inf, norm + exponent.astype(norm.dtype) * np.log(2.0).astype(norm.dtype))
-
-    return jax.tree.map(log_norm, vector)
-
-
-def _rows(leaf: Array, batch: tuple[int, ...]) -> Array:
-    return leaf.reshape(*batch, -1)
+def _log_norm(leaf: Array, exponent: Array) -> Array:
+    """ln(‖v‖ 2^e) over all but the axes of the exponents."""
+    # A norm squares: the plain one of a float32 vector is 0 below 1e-22. Each part is scaled by its own top.
+    leaf = leaf.reshape(*exponent.shape, -1).astype(np.promote_types(leaf.dtype, jnp.float32))
+    top = jnp.abs(leaf).max(-1, initial=0.0)
+    unit = leaf / jnp.where(top == 0, 1.0, top)[..., None]
+    norm = jnp.log(top) + 0.5 * jnp.log((unit * unit).sum(-1))
+    return jnp.where(top == 0, -jnp.inf, norm + exponent.astype(norm.dtype) * np.log(2.0).astype(norm.dtype))
