@@ -19,10 +19,9 @@ import jax
 import numpy as np
 import tyro
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 import lstmjax
-from benchmarks.output import dump_json, environment, replacing
+from benchmarks.output import dump_json, environment, progress_bar, replacing
 from lstmjax.gradients import adjoint_norms, decay_fit
 from lstmjax.plot import Curve, gradient_decay
 from lstmjax.tasks import english_text, one_hot_text, seattle_temperatures
@@ -311,10 +310,7 @@ def main(settings: Settings) -> None:
     settings.out.mkdir(parents=True, exist_ok=True)  # first, so that a folder that cannot be made costs no run
     total = len(settings.inputs) * len(settings.cells) * settings.seeds
     measured: list[Measurement] = []
-    bar = tqdm(
-        run(settings), total=total, desc="gradient norms", unit="curve", disable=not settings.progress,
-        mininterval=0.1 if sys.stderr.isatty() else 10.0,  # a log file gets a line now and then
-    )  # fmt: skip
+    bar = progress_bar(run(settings), "gradient norms", "curve", settings.progress, total)
     try:
         for measurement in bar:
             bar.set_postfix_str(f"{measurement.cell}, {measurement.input}", refresh=False)

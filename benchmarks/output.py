@@ -5,12 +5,14 @@ import datetime
 import json
 import os
 import platform
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import jax
+from tqdm import tqdm
 
 import lstmjax
 
@@ -33,6 +35,14 @@ def environment(dtype: str, *packages: str) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "dtype": dtype,
     }
+
+
+def progress_bar(items: Iterable, description: str, unit: str, shown: bool, total: int | None = None) -> tqdm:
+    """A bar on standard error: alive in a terminal, a line now and then in a log file."""
+    return tqdm(
+        items, desc=description, unit=unit, total=total, disable=not shown,
+        mininterval=0.1 if sys.stderr.isatty() else 10.0,
+    )  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -29,10 +29,10 @@ class Peer(NamedTuple):
     batch_major: bool = False
 
 
-def lstmjax_peer(params: lstmjax.LSTMParams, xs: jax.Array, implementation: Any = None) -> Peer:
-    """This library."""
+def lstmjax_peer(params: lstmjax.LSTMParams, xs: jax.Array, **options: Any) -> Peer:
+    """This library, with options for its unroll."""
     cell = lstmjax.lstm(params.w_h.shape[0])
-    return Peer(params, xs, lambda p, xs: lstmjax.unroll(cell, p, xs, implementation=implementation)[1])
+    return Peer(params, xs, lambda p, xs: lstmjax.unroll(cell, p, xs, **options)[1])
 
 
 def linen(params: lstmjax.LSTMParams, xs: jax.Array, optimised: bool) -> Peer:
@@ -164,7 +164,7 @@ class TorchPeer:
 
 JAX_PEERS: dict[str, Callable[[lstmjax.LSTMParams, jax.Array], Peer]] = {
     "lstmjax": lstmjax_peer,
-    "lstmjax scan": lambda params, xs: lstmjax_peer(params, xs, "scan"),
+    "lstmjax scan": lambda params, xs: lstmjax_peer(params, xs, implementation="scan"),
     "Flax Linen LSTMCell": lambda params, xs: linen(params, xs, optimised=False),
     "Flax Linen OptimizedLSTMCell": lambda params, xs: linen(params, xs, optimised=True),
     "Flax NNX LSTMCell": lambda params, xs: nnx(params, xs, optimised=False),

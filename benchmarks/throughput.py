@@ -23,8 +23,8 @@ from jax import lax
 from tqdm import tqdm
 
 import lstmjax
-from benchmarks.output import dump_json, environment, replacing
-from benchmarks.peers import JAX_PEERS, TorchPeer
+from benchmarks.output import dump_json, environment, progress_bar, replacing
+from benchmarks.peers import JAX_PEERS, Peer, TorchPeer, lstmjax_peer
 from lstmjax.plot import speed_ratios
 
 GRID = (
@@ -46,6 +46,8 @@ class Settings:
     """Folder for throughput.json and .png."""
     shapes: tuple[str, ...] = GRID
     """Points to measure, each T,B,I,H: time steps, batch, input features, hidden units."""
+    memory_shape: str | None = "1024,64,128,256"
+    """A point at which the training program is compiled and its memory read, not run; None: leave it out."""
     passes: tuple[PassName, ...] = ("forward", "train")
     """forward: outputs alone. train: gradients with respect to parameters and input of the mean squared output."""
     peers: tuple[PeerName, ...] = (
@@ -66,7 +68,7 @@ class Settings:
 
     def __post_init__(self):
         """Refuses shapes that are not four positive numbers."""
-        for shape in self.shapes:
+        for shape in (*self.shapes, *([self.memory_shape] if self.memory_shape else [])):
             parts = shape.split(",")
             if len(parts) != 4 or not all(p.isdigit() and int(p) > 0 for p in parts):
                 raise ValueError(f"shape is {shape!r}; wanted T,B,I,H, four positive whole numbers, as 28,128,28,128")
@@ -83,7 +85,8 @@ class Candidate(NamedTuple):
 def main(settings: Settings) -> None:
     """Measures every point and pass, prints a table, writes the results; what is measured is written in any case."""
     if settings.quick:
-        settings = dataclasses.replace(settings, shapes=QUICK_GRID, peers=QUICK_PEERS, seconds=1.5)
+        quick = {"shapes": QUICK_GRID, "peers": QUICK_PEERS, "seconds": 1.5, "memory_shape": None}
+        settings = dataclasses.replace(settings, **quick)
     if settings.device is not None:
         jax.config.update("jax_platforms", {"gpu": "cuda"}.get(settings.device, settings.device))
     settings.out.mkdir(parents=True, exist_ok=True)
@@ -91,30 +94,39 @@ def main(settings: Settings) -> None:
         (shape, pass_name) for shape in settings.shapes for pass_name in settings.passes
     ]
     records: list[dict[str, Any]] = []
-    bar = tqdm(
-        points, desc="throughput", unit="point", disable=not settings.progress,
-        mininterval=0.1 if sys.stderr.isatty() else 10.0,
-    )  # fmt: skip
+    memory: list[dict[str, Any]] = []
+    bar = progress_bar(points, "throughput", "point", settings.progress)
     try:
         for shape, pass_name in bar:
             bar.set_postfix_str(f"{shape} {pass_name}")
-            records += measure(settings, tuple(map(int, shape.split(","))), pass_name)
+            records += measure(settings, parse_shape(shape), pass_name)
+        memory = measure_memory(settings)
     finally:
         bar.close()
         if records:
-            write_results(settings, records)
+            write_results(settings, records, memory)
             print(format_table(records))
+            if memory:
+                print(f"\n{format_memory(memory)}")
             print(f"\nWrote throughput.json and .png to {settings.out}/")
+
+
+def parse_shape(shape: str) -> tuple[int, ...]:
+    """T, B, I, H."""
+    return tuple(map(int, shape.split(",")))
+
+
+def draw(shape: tuple[int, ...], dtype: str) -> tuple[lstmjax.LSTMParams, jax.Array]:
+    """Parameters and inputs of a point."""
+    steps, batch, inputs, hidden = shape
+    key_params, key_xs = jax.random.split(jax.random.key(0))
+    params = lstmjax.lstm(hidden).init(key_params, inputs, jnp.dtype(dtype))
+    return params, jax.random.normal(key_xs, (steps, batch, inputs), dtype)
 
 
 def measure(settings: Settings, shape: tuple[int, ...], pass_name: PassName) -> list[dict[str, Any]]:
     """One point and pass: builds the candidates, checks that they agree, times them, returns a record for each."""
-    steps, batch, inputs, hidden = shape
-    key_params, key_xs = jax.random.split(jax.random.key(0))
-    dtype = jnp.dtype(settings.dtype)
-    params = lstmjax.lstm(hidden).init(key_params, inputs, dtype)
-    xs = jax.random.normal(key_xs, (steps, batch, inputs), dtype)
-
+    params, xs = draw(shape, settings.dtype)
     candidates, answers = {}, {}
     for name in ("lstmjax", *settings.peers):
         try:
@@ -158,22 +170,62 @@ def build(name: str, pass_name: PassName, params: lstmjax.LSTMParams, xs: jax.Ar
         run = getattr(peer, pass_name)
         return Candidate(run, None, None), run().detach().float().cpu().numpy()
     peer = JAX_PEERS[name](params, xs)
-
-    def loss(variables, xs):
-        return (peer.forward(variables, xs).astype(jnp.float32) ** 2).mean()
-
-    program = peer.forward if pass_name == "forward" else jax.grad(loss, argnums=(0, 1))
+    program = peer.forward if pass_name == "forward" else training_program(peer)
     candidate, answer = compiled(program, peer.variables, peer.xs)
     answer = answer if pass_name == "forward" else answer[1]
     answer = np.asarray(answer.astype(jnp.float32))
     return candidate, answer.swapaxes(0, 1) if peer.batch_major else answer
 
 
-def compiled(program: Callable, *arguments: Any) -> tuple[Candidate, Any]:
-    """A program compiled ahead of time, with what that took, and its first answer."""
+def training_program(peer: Peer) -> Callable:
+    """The gradient of the mean squared output, with respect to parameters and input."""
+
+    def loss(variables, xs):
+        return (peer.forward(variables, xs).astype(jnp.float32) ** 2).mean()
+
+    return jax.grad(loss, argnums=(0, 1))
+
+
+def measure_memory(settings: Settings) -> list[dict[str, Any]]:
+    """XLA's figure for the temporary memory of the training program at one large point, and the time it compiles."""
+    if settings.memory_shape is None:
+        return []
+    shape = parse_shape(settings.memory_shape)
+    params, xs = draw(shape, settings.dtype)
+    makers = {"lstmjax": JAX_PEERS["lstmjax"]}
+    makers |= {f"lstmjax remat_block={n}": functools.partial(lstmjax_peer, remat_block=n) for n in (16, 32)}
+    makers |= {name: JAX_PEERS[name] for name in settings.peers if name in JAX_PEERS}
+    records = []
+    for name, make in makers.items():
+        try:
+            peer = make(params, xs)
+        except ImportError as error:
+            say_left_out(name, str(error))
+            continue
+        executable, compile_s = compile_program(training_program(peer), peer.variables, peer.xs)
+        memory = executable.memory_analysis()
+        records.append(
+            {
+                "implementation": name,
+                **dict(zip("TBIH", shape, strict=True)),
+                "dtype": settings.dtype,
+                "temp_bytes": None if memory is None else memory.temp_size_in_bytes,
+                "compile_s": round(compile_s, 3),
+            }
+        )
+    return records
+
+
+def compile_program(program: Callable, *arguments: Any) -> tuple[Any, float]:
+    """A program compiled ahead of time, and how long that took."""
     start = time.perf_counter()
     executable = jax.jit(program).lower(*arguments).compile()
-    compile_s = time.perf_counter() - start
+    return executable, time.perf_counter() - start
+
+
+def compiled(program: Callable, *arguments: Any) -> tuple[Candidate, Any]:
+    """A program to time, with what compiling it took, and its first answer."""
+    executable, compile_s = compile_program(program, *arguments)
     memory = executable.memory_analysis()
     run = functools.partial(lambda *a: jax.block_until_ready(executable(*a)), *arguments)
     return Candidate(run, compile_s, None if memory is None else memory.temp_size_in_bytes), run()
@@ -316,13 +368,28 @@ def format_table(records: list[dict[str, Any]]) -> str:
     return "\n".join(lines[1:])
 
 
-def write_results(settings: Settings, records: list[dict[str, Any]]) -> None:
+def format_memory(memory: list[dict[str, Any]]) -> str:
+    """Temporary memory of training at one point, beside that of the best Flax layer."""
+    flax = [r["temp_bytes"] for r in memory if r["implementation"].startswith("Flax") and r["temp_bytes"]]
+    point = ",".join(str(memory[0][k]) for k in "TBIH")
+    head = f"{'train  ' + point:<34}{'temp MB':>9}{'/best Flax':>12}{'compile s':>11}"
+    lines = [head, "-" * len(head)]
+    for r in memory:
+        size = r["temp_bytes"]
+        megabytes = "-" if size is None else f"{size / 1e6:.0f}"
+        ratio = f"{size / min(flax):.3f}" if size is not None and flax else "-"
+        lines.append(f"{r['implementation']:<34}{megabytes:>9}{ratio:>12}{r['compile_s']:>11.2f}")
+    return "\n".join(lines)
+
+
+def write_results(settings: Settings, records: list[dict[str, Any]], memory: list[dict[str, Any]]) -> None:
     """Writes .json and .png, each whole or not at all."""
     results = {
         "environment": environment(settings.dtype, "flax", "dm-haiku", "equinox", "keras", "torch"),
         "settings": {k: v for k, v in dataclasses.asdict(settings).items() if k not in ("out", "progress")},
         "geometric_means": geometric_means(records),
         "records": records,
+        "memory": memory,
     }
     with replacing(settings.out / "throughput.json") as path:
         path.write_text(dump_json(results))

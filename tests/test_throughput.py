@@ -56,7 +56,9 @@ def test_floors_run(pass_name, problem):
 
 def test_results_have_the_promised_form(tmp_path):
     peers = ("lstmjax scan", "Flax Linen OptimizedLSTMCell")
-    settings = bench.Settings(out=tmp_path, shapes=("4,2,3,5",), peers=peers, seconds=0.0, progress=False)
+    settings = bench.Settings(
+        out=tmp_path, shapes=("4,2,3,5",), memory_shape="9,2,3,5", peers=peers, seconds=0.0, progress=False
+    )
     bench.main(settings)
     results = json.loads((tmp_path / "throughput.json").read_text())
     assert sorted(p.name for p in tmp_path.iterdir()) == ["throughput.json", "throughput.png"]
@@ -71,6 +73,10 @@ def test_results_have_the_promised_form(tmp_path):
     (linen,) = (r for r in results["records"] if r["pass"] == "train" and "Linen" in r["implementation"])
     best = results["geometric_means"]["train"]["best JAX peer of each point"]
     assert best == pytest.approx(linen["ratio_to_lstmjax"], rel=1e-3)
+    assert {r["implementation"] for r in results["memory"]} == {
+        "lstmjax", "lstmjax remat_block=16", "lstmjax remat_block=32", *peers,
+    }  # fmt: skip
+    assert all(r["temp_bytes"] > 0 and r["T"] == 9 for r in results["memory"])
 
 
 def test_a_run_cut_short_leaves_what_it_measured(tmp_path, monkeypatch):
