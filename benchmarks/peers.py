@@ -162,9 +162,17 @@ class TorchPeer:
             self.torch.cuda.synchronize()
 
 
+def lstmjax_cudnn(params: lstmjax.LSTMParams, xs: jax.Array) -> Peer:
+    """This library through cuDNN, on a GPU alone."""
+    if jax.default_backend() != "gpu":
+        raise ImportError("cuDNN wants a GPU")
+    return lstmjax_peer(params, xs, implementation="cudnn")
+
+
 JAX_PEERS: dict[str, Callable[[lstmjax.LSTMParams, jax.Array], Peer]] = {
     "lstmjax": lstmjax_peer,
     "lstmjax scan": lambda params, xs: lstmjax_peer(params, xs, implementation="scan"),
+    "lstmjax cuDNN": lstmjax_cudnn,
     "Flax Linen LSTMCell": lambda params, xs: linen(params, xs, optimised=False),
     "Flax Linen OptimizedLSTMCell": lambda params, xs: linen(params, xs, optimised=True),
     "Flax NNX LSTMCell": lambda params, xs: nnx(params, xs, optimised=False),

@@ -32,7 +32,7 @@ GRID = (
 )  # fmt: skip
 PassName = Literal["forward", "train"]
 PeerName = Literal[
-    "lstmjax scan", "Flax Linen LSTMCell", "Flax Linen OptimizedLSTMCell", "Flax NNX LSTMCell",
+    "lstmjax scan", "lstmjax cuDNN", "Flax Linen LSTMCell", "Flax Linen OptimizedLSTMCell", "Flax NNX LSTMCell",
     "Flax NNX OptimizedLSTMCell", "Haiku", "Equinox", "Keras", "PyTorch",
 ]  # fmt: skip
 QUICK_GRID, QUICK_PEERS = ("28,128,28,128", "200,16,8,32"), ("Flax Linen OptimizedLSTMCell", "Haiku", "PyTorch")
@@ -51,7 +51,7 @@ class Settings:
     passes: tuple[PassName, ...] = ("forward", "train")
     """forward: outputs alone. train: gradients with respect to parameters and input of the mean squared output."""
     peers: tuple[PeerName, ...] = (
-        "lstmjax scan", "Flax Linen LSTMCell", "Flax Linen OptimizedLSTMCell", "Flax NNX LSTMCell",
+        "lstmjax scan", "lstmjax cuDNN", "Flax Linen LSTMCell", "Flax Linen OptimizedLSTMCell", "Flax NNX LSTMCell",
         "Flax NNX OptimizedLSTMCell", "Haiku", "Equinox", "Keras", "PyTorch",
     )  # fmt: skip
     """Whom to time beside lstmjax; one that is not installed is left out, and that is said."""

@@ -16,12 +16,13 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array
 
+from lstmjax import cudnn
 from lstmjax.cells.base import Cell, Recurrence
 from lstmjax.fused import fused_scan
 from lstmjax.scan import Timeline, advance, in_blocks, select
 from lstmjax.typing import Params, Shape, State
 
-Implementation = Literal["fused", "scan"] | None
+Implementation = Literal["fused", "scan", "cudnn"] | None
 
 
 def unroll(
@@ -58,7 +59,8 @@ def unroll(
         scan_unroll: how many steps the compiled loop holds in its body, as in ``lax.scan``; chosen unless given.
         implementation: ``"fused"``, the recurrence and its transpose of :mod:`lstmjax.fused`, for cells that have
             one; ``"scan"``, the step under ``lax.scan``, for any cell, and bit for bit the same however a sequence is
-            cut; None: the fastest that the cell has. Values and derivatives agree to rounding.
+            cut; ``"cudnn"``, NVIDIA's, for the requests :mod:`lstmjax.cudnn` can serve; None: ``"fused"`` where the
+            cell has it, else ``"scan"``. Values and derivatives agree to rounding.
 
     Returns:
         The final state, each row's after its own last step, and the outputs, ``[T, *B, H]`` for the cells here,
@@ -80,6 +82,11 @@ def unroll(
         cell, params, xs, state, lengths=lengths, mask=mask, resets=resets, reverse=reverse
     )
     _check_scan_options(remat_block, scan_unroll)
+    if implementation == "cudnn":
+        unserved = {"mask": mask, "resets": resets, "remat_block": remat_block, "scan_unroll": scan_unroll}
+        cudnn.check_request(cell, params, timeline.x, start, **unserved)
+        lengths = None if lengths is None else jnp.asarray(lengths)
+        return _run_cudnn(params, start, timeline.x, lengths, reverse=reverse)
     return run_scan(
         cell.step, choose(cell, implementation), record_output, params, start, fresh, timeline,
         reverse=reverse, remat_block=remat_block, scan_unroll=scan_unroll,
@@ -195,7 +202,7 @@ def prepare(
 def choose(cell: Cell, implementation: Implementation) -> Recurrence | None:
     """The recurrence an unroll runs on, or None where it runs on the step."""
     if implementation not in (None, "fused", "scan"):
-        raise ValueError(f"implementation is {implementation!r}; wanted None, 'fused' or 'scan'")
+        raise ValueError(f"implementation is {implementation!r}; wanted None, 'fused', 'scan' or, to unroll, 'cudnn'")
     # A step that was replaced makes the recurrence that came with it another cell's.
     recurrence = cell.recurrence if cell.recurrence and cell.recurrence.step is cell.step else None
     if implementation == "fused" and recurrence is None:
@@ -203,6 +210,9 @@ def choose(cell: Cell, implementation: Implementation) -> Recurrence | None:
             "implementation is 'fused', and this cell has no recurrence for its step; wanted None or 'scan'"
         )
     return None if implementation == "scan" else recurrence
+
+
+_run_cudnn = jax.jit(cudnn.cudnn_scan, static_argnames="reverse")
 
 
 def record_output(state: State, y: Any) -> Any:
