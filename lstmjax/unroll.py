@@ -174,7 +174,7 @@ def prepare(
     """
     xs = _check_inputs(xs)
     steps, batch = xs.shape[0], xs.shape[1:-1]
-    dtype = np.result_type(*(leaf.dtype for leaf in jax.tree.leaves(params)))
+    dtype = np.result_type(*(jnp.asarray(leaf).dtype for leaf in jax.tree.leaves(params) or [xs]))
     fresh = cell.initial_state(batch, dtype)
     start = fresh if state is None else _check_state(state, fresh, batch)
     _check_carry(cell, params, start, xs)

@@ -1,6 +1,40 @@
-"""Readings of the recurrence that backpropagation through time is: does the gradient survive the lag?"""
+"""Readings of the recurrence that backpropagation through time is: does the gradient survive the lag?
+
+Of a loss       ``adjoint_norms``, ``decay_fit``, ``per_step_param_grads``, ``truncation_bias``, ``precision_audit``
+Of the states   ``jacobian_norms``, ``cell_highway``, ``lyapunov_spectrum``, ``flossing_penalty``
+Of the gates    ``gate_values``, ``gate_statistics``
+Of the layers   ``depth_norms``, ``feed_forward``
+"""
 
 from lstmjax.gradients.adjoint import adjoint_norms
+from lstmjax.gradients.bptt import TruncationBias, per_step_param_grads, truncation_bias
 from lstmjax.gradients.decay import DecayFit, decay_fit
+from lstmjax.gradients.depth import DepthNorms, depth_norms, feed_forward
+from lstmjax.gradients.gates import GateStatistics, gate_statistics, gate_values
+from lstmjax.gradients.highway import CellHighway, cell_highway
+from lstmjax.gradients.jacobian import JacobianNorms, jacobian_norms
+from lstmjax.gradients.lyapunov import flossing_penalty, lyapunov_spectrum
+from lstmjax.gradients.precision import PrecisionAudit, precision_audit
 
-__all__ = ["DecayFit", "adjoint_norms", "decay_fit"]
+__all__ = [
+    "CellHighway",
+    "DecayFit",
+    "DepthNorms",
+    "GateStatistics",
+    "JacobianNorms",
+    "PrecisionAudit",
+    "TruncationBias",
+    "adjoint_norms",
+    "cell_highway",
+    "decay_fit",
+    "depth_norms",
+    "feed_forward",
+    "flossing_penalty",
+    "gate_statistics",
+    "gate_values",
+    "jacobian_norms",
+    "lyapunov_spectrum",
+    "per_step_param_grads",
+    "precision_audit",
+    "truncation_bias",
+]

@@ -5,25 +5,29 @@ adjoints λ_{t−1} = J_tᵀ λ_t. No J_t is ever formed: a step of the recurren
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jax.core import Tracer
+from jaxtyping import Array
 
 from lstmjax.cells.base import Cell, Recurrence
 from lstmjax.fused import loop_unroll, pre_shape
-from lstmjax.scan import Timeline, advance, kept, restored
-from lstmjax.typing import Params, State
+from lstmjax.scan import Timeline, advance, kept, restored, select
+from lstmjax.typing import Params, Shape, State
 from lstmjax.unroll import choose, prepare
 
 
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["weights", "fresh", "states", "steps"],
-    meta_fields=["step", "recurrence", "unroll"],
+    meta_fields=["step", "recurrence", "unroll", "batch_axes"],
 )
 @dataclasses.dataclass(frozen=True)
 class Linearised:
@@ -33,6 +37,7 @@ class Linearised:
         step: the cell's step.
         recurrence: the step in parts, or None.
         unroll: how many steps the body of a loop over ``steps`` should hold.
+        batch_axes: how many batch axes there are.
         weights: the cell's parameters, packed where there is a recurrence.
         fresh: the state a reset restores, or None.
         states: s_0 … s_T, each leaf ``[T + 1, *B, ...]``.
@@ -43,10 +48,21 @@ class Linearised:
     step: Callable
     recurrence: Recurrence | None
     unroll: int
+    batch_axes: int
     weights: Any
     fresh: State | None
     states: State
     steps: tuple[Timeline, Any]
+
+    @property
+    def batch(self) -> Shape:
+        """The sizes of the batch axes."""
+        return jax.tree.leaves(self.states)[0].shape[1 : 1 + self.batch_axes]
+
+    @property
+    def sizes(self) -> list[int]:
+        """How many numbers each leaf of one row's state holds."""
+        return [math.prod(leaf.shape[1 + self.batch_axes :]) for leaf in jax.tree.leaves(self.states)]
 
     def push(self, at: tuple[Timeline, Any], d_state: State) -> State:
         """J_t ds, for one entry ``at`` of ``steps``."""
@@ -68,7 +84,7 @@ class Linearised:
 
 
 def linearised(
-    cell: Cell,
+    cell: Cell | Callable,
     params: Params,
     xs: Any,
     state: State | None = None,
@@ -77,9 +93,44 @@ def linearised(
     mask: Any = None,
     resets: Any = None,
 ) -> Linearised:
-    """Unrolls a cell and keeps what its linear recurrence is made of; arguments as for :func:`~lstmjax.unroll`."""
+    """Unrolls a cell and keeps what its linear recurrence is made of.
+
+    Args:
+        cell: any cell; or a bare ``step(params, state, x) -> (state, y)``, and then ``state`` is wanted.
+        params: its parameters.
+        xs: ``[T, *B, I]`` inputs.
+        state: the state before the first step.
+        lengths: as for :func:`~lstmjax.unroll`.
+        mask: as for :func:`~lstmjax.unroll`.
+        resets: as for :func:`~lstmjax.unroll`.
+
+    Raises:
+        ValueError: as :func:`~lstmjax.unroll`; or a bare step comes without a state.
+        TypeError: as :func:`~lstmjax.unroll`.
+        FloatingPointError: parameters, inputs or states are not finite; says which, and at which step and row. Not
+            under ``jit``, where values are not known.
+    """
+    if not isinstance(cell, Cell):
+        if state is None:
+            raise ValueError("cell is a bare step, and no state is given; wanted the state before the first step")
+        cell = Cell(init=_no_init, initial_state=lambda batch_shape, dtype: state, step=cell)
     start, fresh, timeline = prepare(cell, params, xs, state, lengths=lengths, mask=mask, resets=resets)
-    return _linearised(cell.step, choose(cell, None), params, start, fresh, timeline)
+    linear = _linearised(cell.step, choose(cell, None), params, start, fresh, timeline)
+    _check_finite(params, timeline.x, linear)
+    return linear
+
+
+def blank_padding(values: Any, lengths: Any) -> Any:
+    """Puts NaN behind each row's end, in leaves ``[T + 1, *B, ...]``."""
+    if lengths is None:
+        return values
+    lengths = jnp.asarray(lengths)
+
+    def blank(leaf):
+        times = jnp.arange(leaf.shape[0], dtype=lengths.dtype).reshape((-1,) + (1,) * lengths.ndim)
+        return select(times <= lengths, leaf, jnp.full_like(leaf, jnp.nan))
+
+    return jax.tree.map(blank, values)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -103,4 +154,28 @@ def _linearised(step, recurrence, params, start, fresh, timeline):
 
     _, (after, steps) = lax.scan(body, start, timeline, unroll=loops)
     states = jax.tree.map(lambda s, rest: jnp.concatenate([s[None], rest]), start, after)
-    return Linearised(step, recurrence, loops, weights, fresh, states, steps)
+    return Linearised(step, recurrence, loops, timeline.x.ndim - 2, weights, fresh, states, steps)
+
+
+def _no_init(*_: Any, **__: Any) -> Params:
+    raise TypeError("this cell was made of a bare step and draws no parameters")
+
+
+def _check_finite(params: Params, xs: Array, linear: Linearised) -> None:
+    if isinstance(xs, Tracer) or any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(linear.states)):
+        return
+    for path, leaf in jax.tree.leaves_with_path(params):
+        if not np.isfinite(np.asarray(leaf, np.float64)).all():
+            raise FloatingPointError(f"params{jax.tree_util.keystr(path)} holds a NaN or an infinity")
+    _check_finite_over_time("xs at step", xs, linear.batch_axes)
+    for path, leaf in jax.tree.leaves_with_path(linear.states):
+        _check_finite_over_time(f"state{jax.tree_util.keystr(path)} after so many steps:", leaf, linear.batch_axes)
+
+
+def _check_finite_over_time(name: str, values: Array, batch_axes: int) -> None:
+    if bool(jnp.isfinite(values).all()):
+        return
+    bad = ~np.isfinite(np.asarray(values, np.float64))
+    step, *where = np.argwhere(bad)[0].tolist()
+    row = f", row {tuple(where[:batch_axes])}" if batch_axes else ""
+    raise FloatingPointError(f"{name} {step}{row} holds {float(values[(step, *where)])}, the first that is not finite")

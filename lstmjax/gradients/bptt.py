@@ -1,0 +1,173 @@
+"""The gradient of the weights, taken apart: by the step it comes from, and by what truncation leaves out."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array
+
+from lstmjax.cells.base import Cell
+from lstmjax.scan import advance
+from lstmjax.typing import Params, State
+from lstmjax.unroll import prepare
+
+
+def per_step_param_grads(
+    cell: Cell,
+    params: Params,
+    xs: Any,
+    loss_fn: Callable[[State], Array],
+    state: State | None = None,
+    *,
+    lengths: Any = None,
+    mask: Any = None,
+    resets: Any = None,
+) -> Params:
+    """What every step contributes to the gradient of the weights.
+
+    With a copy θ_t of the parameters for every step, s_t = step(θ_t, s_{t−1}, x_t),
+
+        ∂L/∂θ  =  Σ_t ∂L/∂θ_t,     ∂L/∂θ_t = (∂s_t/∂θ_t)ᵀ λ_t,
+
+    with λ_t the adjoint of :func:`~lstmjax.gradients.adjoint_norms`. Fused kernels sum over t before anyone can look.
+
+    Args:
+        cell: any cell.
+        params: its parameters.
+        xs: ``[T, *B, I]`` inputs.
+        loss_fn: ``states -> scalar`` over the history with the initial state in front, as for
+            :func:`~lstmjax.gradients.adjoint_norms`.
+        state: the state before the first step; the cell's initial state unless given.
+        lengths: as for :func:`~lstmjax.unroll`.
+        mask: as for :func:`~lstmjax.unroll`.
+        resets: as for :func:`~lstmjax.unroll`.
+
+    Returns:
+        The parameters' own structure, each leaf with a leading time axis ``[T, ...]``: T times the memory of the
+        parameters. Sums over time to the BPTT gradient.
+
+    Raises:
+        ValueError: as :func:`~lstmjax.unroll`.
+        TypeError: as :func:`~lstmjax.unroll`; or the loss is no scalar.
+
+    Source: asked for, and impossible with fused kernels, in pytorch#1407.
+
+    >>> import lstmjax
+    >>> cell = lstmjax.lstm(hidden_size=4)
+    >>> params = cell.init(jax.random.key(0), 3)
+    >>> grads = per_step_param_grads(cell, params, jnp.ones((20, 3)), lambda states: states.h[-1].sum())
+    >>> grads.w_h.shape, bool(jnp.abs(grads.w_h[19]).sum() > jnp.abs(grads.w_h[1]).sum())
+    ((20, 4, 16), True)
+    """
+    start, fresh, timeline = prepare(cell, params, xs, state, lengths=lengths, mask=mask, resets=resets)
+    copies = jax.tree.map(lambda p: jnp.broadcast_to(p, (timeline.x.shape[0], *jnp.shape(p))), params)
+
+    def loss(copies):
+        def body(state, at):
+            params, now = at
+            state, _ = advance(cell.step, params, fresh, state, now)
+            return state, state
+
+        _, after = lax.scan(body, start, (copies, timeline))
+        return loss_fn(jax.tree.map(lambda s, rest: jnp.concatenate([s[None], rest]), start, after))
+
+    return jax.grad(loss)(copies)
+
+
+class TruncationBias(NamedTuple):
+    """How far the gradient of truncated BPTT is from the full one, by window length.
+
+    Attributes:
+        windows: ``[W]`` the window lengths.
+        relative_error: ``[W]`` ‖g_k − g‖ / ‖g‖ over all parameters.
+        cosine: ``[W]`` of the angle between g_k and g.
+        by_leaf: ‖g_k − g‖ / ‖g‖ leaf by leaf: the parameters' structure, each leaf ``[W]``.
+    """
+
+    windows: Array
+    relative_error: Array
+    cosine: Array
+    by_leaf: Params
+
+
+def truncation_bias(
+    cell: Cell,
+    params: Params,
+    xs: Any,
+    loss_fn: Callable[[Any], Array],
+    windows: Sequence[int],
+    state: State | None = None,
+    *,
+    lengths: Any = None,
+    mask: Any = None,
+    resets: Any = None,
+) -> TruncationBias:
+    """The bias of truncated BPTT: its gradient beside the full one, for several window lengths.
+
+    Truncation cuts the sequence into windows of k steps, carries the state from one to the next, and stops the gradient
+    there. Values are unchanged; of the gradient, all that would cross a border is lost. With k ≥ T nothing is.
+
+    Args:
+        cell: any cell.
+        params: its parameters.
+        xs: ``[T, *B, I]`` inputs.
+        loss_fn: ``ys -> scalar`` over the outputs ``[T, *B, ...]``.
+        windows: the k to compare.
+        state: the state before the first step; the cell's initial state unless given.
+        lengths: as for :func:`~lstmjax.unroll`.
+        mask: as for :func:`~lstmjax.unroll`.
+        resets: as for :func:`~lstmjax.unroll`.
+
+    Returns:
+        A :class:`TruncationBias`.
+
+    Raises:
+        ValueError: a window is no whole number of at least 1; or as :func:`~lstmjax.unroll`.
+        TypeError: as :func:`~lstmjax.unroll`; or the loss is no scalar.
+
+    Source: Williams & Peng (1990); Tallec & Ollivier (2017) on the bias.
+
+    >>> import lstmjax
+    >>> cell = lstmjax.lstm(hidden_size=4)
+    >>> params = cell.init(jax.random.key(0), 3)
+    >>> xs = jax.random.normal(jax.random.key(1), (40, 3))
+    >>> bias = truncation_bias(cell, params, xs, lambda ys: (ys**2).sum(), windows=[1, 10, 40])
+    >>> bool(bias.relative_error[0] > bias.relative_error[1] > 0), float(bias.relative_error[2])
+    (True, 0.0)
+    """
+    if not windows or any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in windows):
+        raise ValueError(f"windows is {windows!r}; wanted whole numbers of steps, each at least 1")
+    start, fresh, timeline = prepare(cell, params, xs, state, lengths=lengths, mask=mask, resets=resets)
+    times = jnp.arange(timeline.x.shape[0])
+
+    # One program for every window length: where a border falls is data.
+    @jax.jit
+    def gradient(border):
+        def body(params, state, at):
+            now, border = at
+            state = jax.tree.map(lambda s: jnp.where(border, lax.stop_gradient(s), s), state)
+            return advance(cell.step, params, fresh, state, now)
+
+        return jax.grad(lambda p: loss_fn(lax.scan(partial(body, p), start, (timeline, border))[1]))(params)
+
+    full = gradient(jnp.zeros_like(times, bool))
+    truncated = [gradient((times > 0) & (times % k == 0)) for k in windows]
+    flat = ravel_pytree(full)[0]
+
+    def error(got, want):
+        return jnp.linalg.norm(got - want) / jnp.linalg.norm(want)
+
+    def cosine(got):
+        return got @ flat / (jnp.linalg.norm(got) * jnp.linalg.norm(flat))
+
+    flats = [ravel_pytree(g)[0] for g in truncated]
+    return TruncationBias(
+        jnp.array(windows),
+        jnp.stack([error(g, flat) for g in flats]),
+        jnp.stack([cosine(g) for g in flats]),
+        jax.tree.map(lambda want, *got: jnp.stack([error(g, want) for g in got]), full, *truncated),
+    )

@@ -1,0 +1,161 @@
+"""What the gates do over a sequence: their values, how often they saturate, how far back a unit remembers."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from lstmjax.cells.base import Cell
+from lstmjax.cells.gru import GRUParams
+from lstmjax.cells.lstm import LSTMParams
+from lstmjax.gates import candidate, forget_gate, input_gate, output_gate, pre_activation, split_gates
+from lstmjax.scan import restored, select
+from lstmjax.typing import Params, State
+from lstmjax.unroll import prepare, record_state, run_scan
+
+
+class GateStatistics(NamedTuple):
+    """One gate over all the steps that were taken, unit by unit.
+
+    Attributes:
+        mean: ``[H]`` mean value.
+        low: ``[H]`` share of steps at which it is below 0.1: shut.
+        high: ``[H]`` share of steps at which it is above 0.9: wide open.
+        memory: ``[H]`` 1/(1 − mean), the steps over which a unit remembers; of the gate that keeps the state alone.
+    """
+
+    mean: Array
+    low: Array
+    high: Array
+    memory: Array | None
+
+
+def gate_values(
+    cell: Cell,
+    params: Params,
+    xs: Any,
+    state: State | None = None,
+    *,
+    lengths: Any = None,
+    mask: Any = None,
+    resets: Any = None,
+) -> dict[str, Array]:
+    """Every gate at every step of an unroll.
+
+    Args:
+        cell: an LSTM or a GRU of this library, with any activations.
+        params: its parameters.
+        xs: ``[T, *B, I]`` inputs.
+        state: the state before the first step; the cell's initial state unless given.
+        lengths: as for :func:`~lstmjax.unroll`.
+        mask: as for :func:`~lstmjax.unroll`.
+        resets: as for :func:`~lstmjax.unroll`.
+
+    Returns:
+        ``[T, *B, H]`` for each of ``input``, ``forget``, ``candidate`` and ``output``, or ``reset``, ``update`` and
+        ``candidate``; NaN where a step was skipped.
+
+    Raises:
+        TypeError: the parameters are those of no gated cell; or as :func:`~lstmjax.unroll`.
+        ValueError: as :func:`~lstmjax.unroll`.
+
+    >>> import lstmjax
+    >>> cell = lstmjax.lstm(hidden_size=4, forget_bias=2.0, w_h_init=jax.nn.initializers.zeros)
+    >>> gates = gate_values(cell, cell.init(jax.random.key(0), 3), jnp.zeros((5, 3)))
+    >>> sorted(gates), gates["forget"].shape, round(float(gates["forget"].mean()), 3)  # σ(2)
+    (['candidate', 'forget', 'input', 'output'], (5, 4), 0.881)
+    """
+    if not isinstance(params, LSTMParams | GRUParams):
+        raise TypeError(f"params is a {type(params).__name__}; wanted LSTMParams or GRUParams: the cell has no gates")
+    start, fresh, timeline = prepare(cell, params, xs, state, lengths=lengths, mask=mask, resets=resets)
+    _, after = run_scan(cell.step, None, record_state, params, start, fresh, timeline)
+    before = jax.tree.map(lambda s, rest: jnp.concatenate([s[None], rest[:-1]]), start, after)
+    if fresh is not None:
+        fresh = jax.tree.map(lambda f, b: jnp.broadcast_to(f, b.shape), fresh, before)
+    h = restored(fresh, before, timeline).h
+    gates = (_lstm_gates if isinstance(params, LSTMParams) else _gru_gates)(
+        params, timeline.x, h, **getattr(cell.step, "keywords", {})
+    )
+    if timeline.valid is None:
+        return gates
+    return {name: select(timeline.valid, g, jnp.full_like(g, jnp.nan)) for name, g in gates.items()}
+
+
+def gate_statistics(
+    cell: Cell,
+    params: Params,
+    xs: Any,
+    state: State | None = None,
+    *,
+    lengths: Any = None,
+    mask: Any = None,
+    resets: Any = None,
+) -> dict[str, GateStatistics]:
+    """How open each gate is, how often it saturates, and how far back each unit remembers.
+
+    A unit whose forget gate is f loses a share 1 − f of its memory a step, and so remembers over 1/(1 − f) steps. A GRU
+    keeps its state by its update gate. A saturated gate passes no gradient to its own weights.
+
+    Args:
+        cell: as for :func:`gate_values`, and so are the other arguments.
+        params: its parameters.
+        xs: ``[T, *B, I]`` inputs.
+        state: the state before the first step.
+        lengths: as for :func:`~lstmjax.unroll`.
+        mask: as for :func:`~lstmjax.unroll`.
+        resets: as for :func:`~lstmjax.unroll`.
+
+    Returns:
+        A :class:`GateStatistics` for each gate; the candidate, which is no percentage, has none.
+
+    Raises:
+        TypeError: as :func:`gate_values`.
+        ValueError: as :func:`gate_values`.
+
+    Source: Karpathy, Johnson & Fei-Fei (2015) for saturation at 0.1 and 0.9; Tallec & Ollivier (2018) for 1/(1 − f).
+
+    >>> import lstmjax
+    >>> cell = lstmjax.lstm(hidden_size=4, forget_bias=5.0, w_h_init=jax.nn.initializers.zeros)
+    >>> forget = gate_statistics(cell, cell.init(jax.random.key(0), 3), jnp.zeros((50, 3)))["forget"]
+    >>> round(float(forget.memory[0])), float(forget.high[0])
+    (149, 1.0)
+    """
+    gates = gate_values(cell, params, xs, state, lengths=lengths, mask=mask, resets=resets)
+    keeps = "forget" if "forget" in gates else "update"
+    return {name: _statistics(g, name == keeps) for name, g in gates.items() if name != "candidate"}
+
+
+def _statistics(gate: Array, keeps: bool) -> GateStatistics:
+    over = tuple(range(gate.ndim - 1))
+    taken = ~jnp.isnan(gate)
+
+    def share(flags):
+        return (flags & taken).sum(over).astype(gate.dtype) / taken.sum(over).astype(gate.dtype)
+
+    # 1 − mean as the mean of 1 − f, which keeps its digits where f is close to 1.
+    lost = jnp.nanmean(1 - gate, axis=over)
+    return GateStatistics(
+        jnp.nanmean(gate, axis=over), share(gate < 0.1), share(gate > 0.9), 1 / lost if keeps else None
+    )
+
+
+def _lstm_gates(params: LSTMParams, x: Array, h: Array, *, gate_activation=jax.nn.sigmoid, activation=jnp.tanh):
+    i, f, g, o = split_gates(pre_activation(*params, x=x, h=h), 4)
+    return {
+        "input": input_gate(i, gate_activation),
+        "forget": forget_gate(f, gate_activation),
+        "candidate": candidate(g, activation),
+        "output": output_gate(o, gate_activation),
+    }
+
+
+def _gru_gates(params: GRUParams, x: Array, h: Array, *, gate_activation=jax.nn.sigmoid, activation=jnp.tanh):
+    x_r, x_z, x_n = split_gates(x.astype(params.w_x.dtype) @ params.w_x + params.b, 3)
+    h_r, h_z, h_n = split_gates(h.astype(params.w_h.dtype) @ params.w_h, 3)
+    reset = gate_activation(x_r + h_r)
+    return {
+        "reset": reset,
+        "update": gate_activation(x_z + h_z),
+        "candidate": activation(x_n + reset * (h_n + params.b_n)),
+    }
