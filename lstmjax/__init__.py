@@ -1,24 +1,29 @@
 """lstmjax: a functional LSTM for JAX, and an instrument for watching gradients survive a long lag.
 
 The unit     ``gates``, ``lstm_step``, ``gru_step``, ``rnn_step``
-Cells        ``lstm``, ``gru``, ``rnn``, each a ``Cell`` of pure functions
+Cells        ``lstm``, ``projected_lstm``, ``gru``, ``rnn``, each a ``Cell`` of pure functions
 Over time    ``unroll``, ``state_history``; in layers and directions, ``init_stack``, ``unroll_stack``
 Gradients    ``lstmjax.gradients``
+Flax         ``lstmjax.nn.nnx``, ``lstmjax.nn.linen``, imported where they are wanted
+Weights      ``lstmjax.convert``: to and from other libraries
 """
 
-from lstmjax import gates, gradients, init
+from lstmjax import convert, gates, gradients, init
 from lstmjax.cells import (
     Cell,
     GRUParams,
     GRUState,
     LSTMParams,
     LSTMState,
+    ProjectedLSTMParams,
     RNNParams,
     RNNState,
     gru,
     gru_step,
     lstm,
     lstm_step,
+    projected_lstm,
+    projected_lstm_step,
     rnn,
     rnn_step,
 )
@@ -33,8 +38,10 @@ __all__ = [
     "GRUState",
     "LSTMParams",
     "LSTMState",
+    "ProjectedLSTMParams",
     "RNNParams",
     "RNNState",
+    "convert",
     "gates",
     "gradients",
     "gru",
@@ -43,6 +50,8 @@ __all__ = [
     "init_stack",
     "lstm",
     "lstm_step",
+    "projected_lstm",
+    "projected_lstm_step",
     "rnn",
     "rnn_step",
     "state_history",

@@ -9,6 +9,7 @@ again two biases that add. The gates are in the order i, f, g, o, as here.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -120,7 +121,8 @@ def cudnn_scan(
     if order is not None:
         rows = jnp.take_along_axis(rows, order, axis=0)
     h, c = (leaf.reshape(1, -1, hidden) for leaf in (start.h, start.c))
-    ys, h, c = rnn.lstm(
+    run: Any = rnn.lstm
+    ys, h, c = run(
         rows.swapaxes(0, 1), h, c, flatten_lstm([params]),
         jnp.maximum(lengths, 1),  # a row of no steps is refused: it takes one, undone below
         inputs, hidden, 1, 0.0, False,

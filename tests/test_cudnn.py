@@ -79,4 +79,17 @@ def test_the_flat_vector_is_cudnns(num_layers, bidirectional):
     assert again.shape == flat.shape
     round_trip = cudnn.unflatten_lstm(again, 3, 5, num_layers=num_layers, bidirectional=bidirectional)
     chex.assert_trees_all_equal(round_trip, layers)
+    stack = lstmjax.convert.from_cudnn(
+        flat, input_size=3, hidden_size=5, num_layers=num_layers, bidirectional=bidirectional
+    )
+    chex.assert_trees_all_equal(jax.tree.leaves(stack), jax.tree.leaves(layers))
+    np.testing.assert_array_equal(lstmjax.convert.to_cudnn(stack), again)
     np.testing.assert_array_equal(again[: -8 * 5 * len(layers)], flat[: -8 * 5 * len(layers)])
+
+
+def test_layers_that_do_not_follow_one_another_are_an_error():
+    first, other = (lstmjax.lstm(5).init(jax.random.key(0), n) for n in (3, 4))
+    with pytest.raises(ValueError, match=r"params\[1\] has w_x of shape \(4, 20\) and 1 directions; wanted \(5, 20\)"):
+        lstmjax.convert.to_cudnn((first, other))
+    with pytest.raises(TypeError, match="GRUParams; wanted LSTMParams"):
+        lstmjax.convert.to_cudnn((lstmjax.gru(5).init(jax.random.key(0), 3),))

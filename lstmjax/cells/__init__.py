@@ -5,6 +5,7 @@ from jax import export
 from lstmjax.cells.base import Cell
 from lstmjax.cells.gru import GRUParams, GRUState, gru, gru_step
 from lstmjax.cells.lstm import LSTMParams, LSTMState, lstm, lstm_step
+from lstmjax.cells.projected import ProjectedLSTMParams, projected_lstm, projected_lstm_step
 from lstmjax.cells.rnn import RNNParams, RNNState, rnn, rnn_step
 
 __all__ = [
@@ -13,16 +14,19 @@ __all__ = [
     "GRUState",
     "LSTMParams",
     "LSTMState",
+    "ProjectedLSTMParams",
     "RNNParams",
     "RNNState",
     "gru",
     "gru_step",
     "lstm",
     "lstm_step",
+    "projected_lstm",
+    "projected_lstm_step",
     "rnn",
     "rnn_step",
 ]
 
 # So that an exported program that takes or returns them can be serialised.
-for _kind in (GRUParams, GRUState, LSTMParams, LSTMState, RNNParams, RNNState):
+for _kind in (GRUParams, GRUState, LSTMParams, LSTMState, ProjectedLSTMParams, RNNParams, RNNState):
     export.register_namedtuple_serialization(_kind, serialized_name=f"lstmjax.{_kind.__name__}")

@@ -74,9 +74,11 @@ def gate_values(
     if fresh is not None:
         fresh = jax.tree.map(lambda f, b: jnp.broadcast_to(f, b.shape), fresh, before)
     h = restored(fresh, before, timeline).h
-    gates = (_lstm_gates if isinstance(params, LSTMParams) else _gru_gates)(
-        params, timeline.x, h, **getattr(cell.step, "keywords", {})
-    )
+    activations = getattr(cell.step, "keywords", {})
+    if isinstance(params, LSTMParams):
+        gates = _lstm_gates(params, timeline.x, h, **activations)
+    else:
+        gates = _gru_gates(params, timeline.x, h, **activations)
     if timeline.valid is None:
         return gates
     return {name: select(timeline.valid, g, jnp.full_like(g, jnp.nan)) for name, g in gates.items()}

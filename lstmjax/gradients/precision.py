@@ -76,7 +76,7 @@ def precision_audit(
     for dtype in map(jnp.dtype, dtypes):
         if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(f"dtypes holds {dtype}; wanted floating dtypes")
-        if dtype == jnp.float64 and not jax.config.jax_enable_x64:
+        if jax.dtypes.canonicalize_dtype(dtype) != dtype:
             raise ValueError("dtypes holds float64, which JAX has only with jax_enable_x64 on")
         narrow = jax.tree.map(lambda a, dtype=dtype: jnp.asarray(a, dtype), (params, xs, state))
         linear = linearised(cell, *narrow)
