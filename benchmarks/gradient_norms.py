@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 import lstmjax
 from benchmarks.output import dump_json, environment, progress_bar, replacing
 from lstmjax.gradients import adjoint_norms, decay_fit
+from lstmjax.gradients.report import power_of_ten
 from lstmjax.plot import Curve, gradient_decay
 from lstmjax.tasks import english_text, one_hot_text, seattle_temperatures
 
@@ -250,19 +251,6 @@ def format_table(fits: list[dict[str, Any]]) -> str:
             f"{left(fit, '10'):>9} {left(fit, '100'):>9} {left(fit, '1000'):>9} {r2:>6}"
         )
     return "\n".join(lines)
-
-
-def power_of_ten(exponent: float) -> str:
-    """10**exponent as 1.2e-301, where a float would have ended at 5e-324.
-
-    >>> power_of_ten(-400.5), power_of_ten(0.0)
-    ('3.2e-401', '1.0e+00')
-    """
-    whole = math.floor(exponent)
-    digits = f"{10 ** (exponent - whole):.1f}"
-    if digits == "10.0":
-        whole, digits = whole + 1, "1.0"
-    return f"{digits}e{whole:+03d}"
 
 
 def write_results(settings: Settings, measured: list[Measurement], complete: bool) -> list[dict[str, Any]]:

@@ -11,9 +11,9 @@ import lstmjax
 
 PACKAGE = Path(lstmjax.__file__).parent
 # Every module may import those to its left, and nothing to its right.
-ORDER = ["typing", "init", "gates", "cells", "scan", "fused", "cudnn", "unroll", "stack", "gradients"]
+ORDER = ["plot", "typing", "init", "gates", "cells", "scan", "fused", "cudnn", "unroll", "stack", "gradients"]
 # These stand beside one another on the core, and do not import one another.
-SIBLINGS = ["gradients", "nn", "convert", "tasks", "plot"]
+SIBLINGS = ["gradients", "nn", "convert", "tasks"]
 
 
 def imports(module):

@@ -4,6 +4,7 @@ Of a loss       ``adjoint_norms``, ``decay_fit``, ``per_step_param_grads``, ``tr
 Of the states   ``jacobian_norms``, ``cell_highway``, ``lyapunov_spectrum``, ``flossing_penalty``
 Of the gates    ``gate_values``, ``gate_statistics``
 Of the layers   ``depth_norms``, ``feed_forward``
+All at once     ``gradient_report``
 """
 
 from lstmjax.gradients.adjoint import adjoint_norms
@@ -15,12 +16,14 @@ from lstmjax.gradients.highway import CellHighway, cell_highway
 from lstmjax.gradients.jacobian import JacobianNorms, jacobian_norms
 from lstmjax.gradients.lyapunov import flossing_penalty, lyapunov_spectrum
 from lstmjax.gradients.precision import PrecisionAudit, precision_audit
+from lstmjax.gradients.report import GradientReport, gradient_report
 
 __all__ = [
     "CellHighway",
     "DecayFit",
     "DepthNorms",
     "GateStatistics",
+    "GradientReport",
     "JacobianNorms",
     "PrecisionAudit",
     "TruncationBias",
@@ -32,6 +35,7 @@ __all__ = [
     "flossing_penalty",
     "gate_statistics",
     "gate_values",
+    "gradient_report",
     "jacobian_norms",
     "lyapunov_spectrum",
     "per_step_param_grads",

@@ -1,0 +1,301 @@
+"""One call that answers the question for several cells, fairly: does the gradient survive the lag?"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+from numpy.typing import NDArray
+
+from lstmjax.cells.base import Cell
+from lstmjax.gradients.adjoint import adjoint_norms
+from lstmjax.gradients.decay import decay_fit
+from lstmjax.gradients.gates import gate_statistics
+from lstmjax.gradients.lyapunov import lyapunov_spectrum
+from lstmjax.typing import Key, Params
+from lstmjax.unroll import unroll
+
+Match = Literal["hidden size", "parameters"]
+
+
+class Data(NamedTuple):
+    """What every cell reads and is to predict.
+
+    Attributes:
+        xs: ``[T, B, I]`` inputs.
+        targets: ``[B, O]`` what a linear readout of the last hidden state is held against.
+    """
+
+    xs: Any
+    targets: Any
+
+
+def squared_error(predictions: Array, targets: Array) -> Array:
+    """½ Σ (y − t)², summed over rows, so that no row's gradient depends on how many there are."""
+    return 0.5 * ((predictions - targets) ** 2).sum()
+
+
+@dataclasses.dataclass(frozen=True)
+class GradientReport:
+    """The numbers of :func:`gradient_report`, with a table and a figure of them.
+
+    Attributes:
+        matched: what the cells have in common, in words.
+        records: a dict for each cell, seed and phase: ``cell``, ``phase``, ``seed``, ``hidden_size``, ``parameters``,
+            ``loss``, ``rate`` (of ln ‖∂L/∂h‖ a step), ``half_life`` (steps), ``r2``, ``lyapunov`` (the leading
+            exponent), ``memory`` (the median unit's 1/(1 − f), in steps; None without a gate that keeps).
+        curves: ``[seeds, T + 1]`` base-10 logarithms of ‖∂L/∂h‖ by lag, a median over rows, by phase and cell.
+    """
+
+    matched: str
+    records: list[dict[str, Any]]
+    curves: dict[str, dict[str, NDArray]]
+
+    def table(self) -> str:
+        """Medians over seeds, a line for each phase and cell; the gradient at a lag is relative to that at lag 0."""
+        head = (
+            f"{'phase':<15} {'cell':<20} {'H':>5} {'loss':>9} {'half-life':>10} {'R²':>6} "
+            f"{'lag 10':>9} {'lag 100':>9} {'lag 1000':>9} {'λ₁':>8} {'memory':>8}"
+        )
+        lines = [f"matched by {self.matched}; medians over {self._seeds()} seeds", "", head, "-" * len(head)]
+        for phase, curves in self.curves.items():
+            for cell, curve in curves.items():
+                rows = [r for r in self.records if r["phase"] == phase and r["cell"] == cell]
+                lines.append(
+                    f"{phase:<15} {cell:<20} {rows[0]['hidden_size']:>5} {_median(rows, 'loss'):>9.3g} "
+                    f"{_half_life(_median(rows, 'rate')):>10} {_median(rows, 'r2'):>6.3f} "
+                    + " ".join(f"{_left(curve, lag):>9}" for lag in (10, 100, 1000))
+                    + f" {_median(rows, 'lyapunov'):>8.4f} "
+                    + (f"{_median(rows, 'memory'):>8.3g}" if rows[0]["memory"] is not None else f"{'-':>8}")
+                )
+        return "\n".join(lines)
+
+    def figure(self) -> Any:
+        """A panel for each phase, a line for each cell: median over seeds, band from least to greatest."""
+        from lstmjax import plot
+
+        panels = {
+            phase: {cell: plot.Curve(np.arange(curve.shape[1]), curve) for cell, curve in curves.items()}
+            for phase, curves in self.curves.items()
+        }
+        return plot.gradient_decay(panels, underflow=math.log10(float(np.finfo(np.float32).tiny)))
+
+    def _seeds(self) -> int:
+        return len({r["seed"] for r in self.records})
+
+
+def gradient_report(
+    cells: Mapping[str, Callable[[int], Cell]],
+    data: Data | tuple[Any, Any] | Callable[[Key], Any],
+    *,
+    loss_fn: Callable[[Array, Array], Array] = squared_error,
+    hidden_size: int = 128,
+    match: Match = "hidden size",
+    seeds: int = 5,
+    train_steps: int = 0,
+    learning_rate: float = 1e-3,
+) -> GradientReport:
+    """Compares how gradients of several cells survive the lag, at initialisation and, on request, after training.
+
+    Everything but the cell is the same: inputs, targets, loss, a linear readout of the last hidden state, and the keys
+    that weights are drawn with. For every cell, seed and phase it takes ‖∂L/∂h_t‖ at every lag and a line through its
+    logarithm, the leading Lyapunov exponent, and the memory of the gate that keeps the state.
+
+    Args:
+        cells: for each name a function from a hidden size to a cell, such as ``lstmjax.lstm``.
+        data: inputs ``[T, B, I]`` and targets ``[B, O]``; or a function that draws such a pair from a key, one for each
+            seed and, in training, for each step.
+        loss_fn: ``(predictions [B, O], targets) -> scalar``, summed over rows.
+        hidden_size: of every cell; or, matched by parameters, of the first cell.
+        match: ``"parameters"`` gives every other cell the hidden size that comes nearest to the first one's number of
+            parameters.
+        seeds: how many; each draws weights and readout of its own.
+        train_steps: steps of Adam, gradients clipped at norm 1, between the two phases; 0: no second phase.
+        learning_rate: of Adam.
+
+    Returns:
+        A :class:`GradientReport`.
+
+    Raises:
+        ValueError: there is no cell, or a setting is out of range.
+        FloatingPointError: inputs, weights, states or a loss are not finite; says where.
+
+    >>> import lstmjax
+    >>> xs = jax.random.normal(jax.random.key(0), (60, 4, 3))
+    >>> report = gradient_report({"LSTM": lstmjax.lstm, "RNN": lstmjax.rnn}, (xs, xs[-1]), hidden_size=16, seeds=2)
+    >>> print(report.table().splitlines()[0])
+    matched by hidden size, 16; medians over 2 seeds
+    """
+    _check_settings(cells, hidden_size=hidden_size, seeds=seeds, train_steps=train_steps)
+    if match not in ("hidden size", "parameters"):
+        raise ValueError(f"match is {match!r}; wanted 'hidden size' or 'parameters'")
+    draw = data if callable(data) else lambda key: data
+    inputs = jnp.shape(draw(jax.random.key(0))[0])[-1]
+    built = _matched(cells, inputs, hidden_size, match)
+    first = next(iter(built))
+    matched = f"hidden size, {hidden_size}"
+    if match == "parameters":
+        matched = f"number of parameters, near the {built[first].parameters} of {first}"
+
+    records: list[dict[str, Any]] = []
+    curves: dict[str, dict[str, list[NDArray]]] = {}
+    for name, sized in built.items():
+        train = _make_training(sized.cell, loss_fn, draw, train_steps, learning_rate) if train_steps else None
+        for seed in range(seeds):
+            key_init, key_data, key_train = jax.random.split(jax.random.key(seed), 3)
+            batch = Data(*draw(key_data))
+            params = _init(sized, key_init, inputs, jnp.shape(batch.targets)[-1])
+            phases = {"initialisation": params}
+            if train is not None:
+                params, losses = train(params, key_train)
+                _check_losses(losses, name, seed)
+                phases[f"{train_steps} steps"] = params
+            for phase, params in phases.items():
+                curve, numbers = _measure(sized.cell, loss_fn, params, batch)
+                curves.setdefault(phase, {}).setdefault(name, []).append(curve)
+                about = {"cell": name, "phase": phase, "seed": seed}
+                records.append(about | {"hidden_size": sized.hidden_size, "parameters": sized.parameters} | numbers)
+    stacked = {phase: {name: np.stack(rows) for name, rows in of.items()} for phase, of in curves.items()}
+    return GradientReport(matched, records, stacked)
+
+
+def power_of_ten(exponent: float) -> str:
+    """10**exponent as 1.2e-301, where a float would have ended at 5e-324.
+
+    >>> power_of_ten(-400.5), power_of_ten(0.0)
+    ('3.2e-401', '1.0e+00')
+    """
+    whole = math.floor(exponent)
+    digits = f"{10 ** (exponent - whole):.1f}"
+    if digits == "10.0":
+        whole, digits = whole + 1, "1.0"
+    return f"{digits}e{whole:+03d}"
+
+
+class _Sized(NamedTuple):
+    """A cell, its hidden size and how many parameters it has."""
+
+    cell: Cell
+    hidden_size: int
+    parameters: int
+
+
+def _matched(cells: Mapping[str, Callable], inputs: int, hidden_size: int, match: Match) -> dict[str, _Sized]:
+    def sized(make, size):
+        cell = make(size)
+        shapes = jax.eval_shape(lambda key: cell.init(key, inputs), jax.random.key(0))
+        return _Sized(cell, size, sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)))
+
+    names = list(cells)
+    built = {name: sized(cells[name], hidden_size) for name in names}
+    if match == "hidden size":
+        return built
+    wanted = built[names[0]].parameters
+    for name in names[1:]:
+        low, high = 1, 2
+        while sized(cells[name], high).parameters < wanted:
+            low, high = high, 2 * high
+        while high - low > 1:  # the parameters of a cell grow with its size
+            middle = (low + high) // 2
+            low, high = (middle, high) if sized(cells[name], middle).parameters < wanted else (low, middle)
+        built[name] = min((sized(cells[name], n) for n in (low, high)), key=lambda s: abs(s.parameters - wanted))
+    return built
+
+
+def _init(sized: _Sized, key: Key, inputs: int, outputs: int) -> dict[str, Params]:
+    key_cell, key_readout = jax.random.split(key)
+    features = jax.eval_shape(lambda: sized.cell.initial_state()).h.shape[-1]
+    readout = jax.nn.initializers.lecun_normal()(key_readout, (features, outputs))
+    return {"cell": sized.cell.init(key_cell, inputs), "readout": readout}
+
+
+def _make_training(cell: Cell, loss_fn: Callable, draw: Callable, steps: int, learning_rate: float) -> Callable:
+    import optax
+
+    optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(learning_rate))
+
+    def loss(params, batch):
+        final, _ = unroll(cell, params["cell"], batch.xs)
+        return loss_fn(final.h @ params["readout"], batch.targets) / batch.xs.shape[1]
+
+    @jax.jit
+    def train(params, key):
+        def body(carry, key):
+            params, opt_state = carry
+            value, grads = jax.value_and_grad(loss)(params, Data(*draw(key)))
+            updates, opt_state = optimiser.update(grads, opt_state)
+            return (optax.apply_updates(params, updates), opt_state), value
+
+        start = params, optimiser.init(params)
+        (params, _), losses = jax.lax.scan(body, start, jax.random.split(key, steps))
+        return params, losses
+
+    return train
+
+
+def _measure(cell: Cell, loss_fn: Callable, params: dict, batch: Data) -> tuple[NDArray, dict[str, Any]]:
+    readout = params["readout"]
+    steps, rows = jnp.shape(batch.xs)[:2]
+
+    def loss(states):
+        return loss_fn(states.h[-1] @ readout, batch.targets)
+
+    norms = adjoint_norms(cell, params["cell"], batch.xs, loss)
+    by_lag = np.median(np.asarray(norms.h), axis=1)[::-1]
+    fit = decay_fit(np.arange(1, steps + 1, dtype=np.float32), by_lag[1:])
+    final, _ = unroll(cell, params["cell"], batch.xs)
+    # One row is enough for an exponent, which is an average over time already.
+    exponent = lyapunov_spectrum(cell, params["cell"], batch.xs[:, 0], leading=1, burn_in=steps // 10)
+    numbers = {
+        "loss": float(loss_fn(final.h @ readout, batch.targets)) / rows,
+        "rate": float(fit.rate),
+        "half_life": float(fit.half_life),
+        "r2": float(fit.r2),
+        "lyapunov": float(exponent[0]),
+        "memory": _memory(cell, params["cell"], batch.xs),
+    }
+    return by_lag / np.log(10), numbers
+
+
+def _memory(cell: Cell, params: Params, xs: Any) -> float | None:
+    try:
+        gates = gate_statistics(cell, params, xs)
+    except TypeError:  # no gates
+        return None
+    (memory,) = (g.memory for g in gates.values() if g.memory is not None)
+    return float(jnp.median(memory))
+
+
+def _check_settings(cells: Mapping[str, Any], **settings: int) -> None:
+    if not cells:
+        raise ValueError("cells is empty; wanted at least one")
+    for name, value in settings.items():
+        least = 0 if name == "train_steps" else 1
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{name} is {value!r}; wanted a whole number of at least {least}")
+
+
+def _check_losses(losses: Array, name: str, seed: int) -> None:
+    bad = np.flatnonzero(~np.isfinite(np.asarray(losses)))
+    if bad.size:
+        raise FloatingPointError(f"training {name}, seed {seed}: the loss is first not finite at step {bad[0]}")
+
+
+def _median(rows: list[dict[str, Any]], key: str) -> float:
+    return float(np.median([r[key] for r in rows]))
+
+
+def _half_life(rate: float) -> str:
+    return f"{-math.log(2) / rate:.3g}" if rate < 0 else "no decay"
+
+
+def _left(curve: NDArray, lag: int) -> str:
+    if lag >= curve.shape[1]:
+        return "-"
+    with np.errstate(invalid="ignore"):
+        exponent = float(np.median(curve[:, lag] - curve[:, 0]))
+    return power_of_ten(exponent) if math.isfinite(exponent) else "0"
