@@ -197,7 +197,7 @@ def make_fits(curves: dict[tuple[str, str], Curve]) -> list[dict[str, Any]]:
     """A line through ln ‖∂L/∂h‖ over all lags of the longest length, for each cell and input: medians over seeds."""
     fits = []
     for (cell, input_name), curve in curves.items():
-        fit = decay_fit(curve.lags[1:].astype(np.float32), curve.log10[:, 1:] * np.log(10))
+        fit = decay_fit(curve.x[1:].astype(np.float32), curve.y[:, 1:] * np.log(10))
         rate = float(np.median(fit.rate))
         fits.append(
             {
@@ -209,9 +209,9 @@ def make_fits(curves: dict[tuple[str, str], Curve]) -> list[dict[str, Any]]:
                 "rate_min": number(np.min(fit.rate)),
                 "rate_max": number(np.max(fit.rate)),
                 "left": {
-                    str(lag): number(np.median(curve.log10[:, lag] - curve.log10[:, 0]))
+                    str(lag): number(np.median(curve.y[:, lag] - curve.y[:, 0]))
                     for lag in (10, 100, 1000)
-                    if lag < len(curve.lags)
+                    if lag < len(curve.x)
                 },
             }
         )

@@ -36,16 +36,16 @@ LINES = [
 
 
 class Curve(NamedTuple):
-    """One line of a decay figure.
+    """One line of a figure.
 
     Attributes:
-        lags: ``[N]`` steps behind the loss.
-        log10: ``[seeds, N]`` base-10 logarithms of gradient norms, −∞ for a gradient that is exactly zero. The line
+        x: ``[N]`` where it is measured: lags in steps, layers, a setting.
+        y: ``[seeds, N]`` what is measured; of norms the base-10 logarithms, −∞ for one that is exactly zero. The line
             is the median over seeds, the band runs from the least to the greatest.
     """
 
-    lags: NDArray
-    log10: NDArray
+    x: NDArray
+    y: NDArray
 
 
 def gradient_decay(panels: Mapping[str, Mapping[str, Curve]], *, underflow: float | None = None) -> Figure:
@@ -66,26 +66,60 @@ def gradient_decay(panels: Mapping[str, Mapping[str, Curve]], *, underflow: floa
     >>> gradient_decay({"white noise": {"tanh RNN": curve}}).axes[0].get_xlabel()
     'lag (steps)'
     """
+    ylabel = r"gradient norm  $\|\partial L\,/\,\partial h_{T-\mathrm{lag}}\|_2$"
+    return bands(panels, xlabel="lag (steps)", ylabel=ylabel, underflow=underflow)
+
+
+def bands(
+    panels: Mapping[str, Mapping[str, Curve]],
+    *,
+    xlabel: str,
+    ylabel: str,
+    logarithmic: bool = True,
+    underflow: float | None = None,
+) -> Figure:
+    """Lines with bands over seeds, a panel for each title, one y axis and one legend for all.
+
+    Args:
+        panels: curves by panel title and name.
+        xlabel: what x is, with its unit.
+        ylabel: what y is, with its unit.
+        logarithmic: whether y holds base-10 logarithms.
+        underflow: as for :func:`gradient_decay`.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: there is no curve.
+
+    >>> curve = Curve(np.arange(3), np.zeros((1, 3)))
+    >>> bands({"depth": {"tanh": curve}}, xlabel="layer", ylabel="gradient norm").axes[0].get_xlabel()
+    'layer'
+    """
     names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
     if not names:
         raise ValueError("panels hold no curve; wanted at least one")
     with plt.rc_context(STYLE):
         # A figure of its own, outside pyplot's global list, so that nothing has to be closed.
-        figure = Figure(figsize=(2.3 * len(panels) + 0.6, 3.0), dpi=220, layout="constrained")
+        width = {1: 4.2, 2: 6.0}.get(len(panels), 2.3 * len(panels) + 0.6)
+        figure = Figure(figsize=(width, 3.0), dpi=220, layout="constrained")
         axes = list(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0])
         for axis, (title, curves) in zip(axes, panels.items(), strict=True):
             for name, curve in curves.items():
                 _draw_band(axis, curve, label=name, **LINES[names.index(name) % len(LINES)])
             axis.set_title(title)
-            axis.set_xlabel("lag (steps)")
-            axis.set_xlim(0, max(curve.lags.max() for curve in curves.values()))
-            axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+            axis.set_xlabel(xlabel)
+            axis.set_xlim(min(c.x.min() for c in curves.values()), max(c.x.max() for c in curves.values()))
+            whole = all(np.issubdtype(c.x.dtype, np.integer) for c in curves.values())
+            axis.xaxis.set_major_locator(MaxNLocator(4 if whole else 7, integer=whole))
             axis.grid(True)
         _mark_underflow(axes, underflow)
-        axes[0].set_ylabel(r"gradient norm  $\|\partial L\,/\,\partial h_{T-\mathrm{lag}}\|_2$")
-        axes[0].yaxis.set_major_locator(MaxNLocator(7, integer=True))
-        axes[0].yaxis.set_major_formatter(lambda value, _: f"$10^{{{value:.0f}}}$")
-        _shared_legend(figure, axes, names)
+        axes[0].set_ylabel(ylabel)
+        if logarithmic:
+            axes[0].yaxis.set_major_locator(MaxNLocator(7, integer=True))
+            axes[0].yaxis.set_major_formatter(lambda value, _: f"$10^{{{value:.0f}}}$")
+        _shared_legend(figure, axes, names, columns=3 if len(panels) == 1 else 6)
     return figure
 
 
@@ -135,21 +169,24 @@ def speed_ratios(records: Sequence[Mapping[str, Any]]) -> Figure:
 
 def _draw_band(axis: Any, curve: Curve, *, label: str, **line: Any) -> None:
     # A gradient that is exactly zero is −∞ here: it counts in the median, and ends the line where it wins.
-    middle, low, high = (f(curve.log10, axis=0) for f in (np.median, np.min, np.max))
+    middle, low, high = (f(curve.y, axis=0) for f in (np.median, np.min, np.max))
     drawn = np.isfinite(middle)
-    axis.plot(curve.lags[drawn], middle[drawn], label=label, linewidth=1.3, **line)
+    axis.plot(curve.x[drawn], middle[drawn], label=label, linewidth=1.3, **line)
     drawn &= np.isfinite(low) & np.isfinite(high)
-    axis.fill_between(curve.lags[drawn], low[drawn], high[drawn], color=line["color"], alpha=0.15, linewidth=0)
+    axis.fill_between(curve.x[drawn], low[drawn], high[drawn], color=line["color"], alpha=0.15, linewidth=0)
 
 
 def _mark_underflow(axes: Sequence[Any], level: float | None) -> None:
     if level is None:
         return
+    low, high = axes[0].get_ylim()
+    axes[0].set_ylim(min(low, level - 0.08 * (high - level)))  # room for the words below the line
     for axis in axes:
         axis.axhline(level, color="0.45", linewidth=0.7)
     axes[0].annotate(
         "below this, float32 reads 0", xy=(1, level), xycoords=("axes fraction", "data"),
         xytext=(-2, -2), textcoords="offset points", ha="right", va="top", fontsize=6, color="0.35",
+        bbox={"facecolor": "white", "alpha": 0.85, "edgecolor": "none", "pad": 0.6}, zorder=5,
     )  # fmt: skip
 
 
