@@ -19,7 +19,8 @@ def blocks(language, text=README):
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
-def test_readme_code_runs(capsys):
+def test_readme_code_runs(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a figure is saved
     # As a reader would run it: one session, from top to bottom, without the strictness of the tests.
     namespace = {}
     with jax.numpy_dtype_promotion("standard"):
@@ -29,6 +30,8 @@ def test_readme_code_runs(capsys):
     assert "the gradient halves every" in printed
     assert "long-term 2.9476, short-term 0.9862" in printed
     assert float(re.search(r"loss ([\d.]+)", printed)[1]) < 0.1
+    assert "matched by number of parameters" in printed
+    assert (tmp_path / "report.png").stat().st_size > 10_000
 
 
 def test_readme_code_on_the_first_screen_is_fifteen_lines():
