@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 comma := ,
 INSTALLED := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 
-.PHONY: setup gradients throughput test lint format results results-newest notebooks clean
+.PHONY: setup gradients study throughput test lint format results results-newest notebooks clean
 
 gradients: $(INSTALLED)
 	$(BIN)/python -m benchmarks.gradient_norms --out $(OUT)
@@ -34,6 +34,9 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+study: $(INSTALLED)
+	$(BIN)/python -m benchmarks.gradient_study --out $(OUT)
+
 throughput: $(INSTALLED)
 	$(BIN)/python -m benchmarks.throughput --quick --out $(OUT)
 
@@ -41,6 +44,8 @@ throughput: $(INSTALLED)
 # comparison, so: make results EXTRAS=dev,peers.
 results: $(INSTALLED)
 	$(BIN)/python -m benchmarks.gradient_norms --out benchmarks/results
+	$(BIN)/python -m benchmarks.gradient_study --out benchmarks/results
+	$(BIN)/python -m lstmjax.explain --picture notebooks/unit.png
 	$(BIN)/python -m benchmarks.throughput --out benchmarks/results
 	$(BIN)/python -m benchmarks.write_tables
 

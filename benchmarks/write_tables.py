@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import gradient_norms, throughput
+from benchmarks import gradient_norms, gradient_study, throughput
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -15,6 +15,16 @@ RESULTS = ROOT / "benchmarks" / "results"
 def gradient_table() -> str:
     """Half-lives and what is left at three lags."""
     return gradient_norms.format_table(read("gradient_norms.json")["fits"])
+
+
+def study_table(section: str) -> Callable[[], str]:
+    """What a section of the gradient study found."""
+    return lambda: "\n".join(read("gradient_study.json")["tables"][section])
+
+
+def memory_table() -> str:
+    """Temporary memory of training at one large point."""
+    return throughput.format_memory(read("throughput.json")["memory"])
 
 
 def throughput_table(file: str) -> Callable[[], str]:
@@ -48,7 +58,9 @@ def speed_summary() -> str:
 TABLES: dict[str, tuple[str, Callable[[], str], bool]] = {
     "gradient norms": ("README.md", gradient_table, True),
     "speed": ("README.md", speed_summary, False),
+    **{f"study, {n}": ("benchmarks/README.md", study_table(n), True) for n in gradient_study.SECTIONS},
     "throughput": ("benchmarks/README.md", throughput_table("throughput.json"), True),
+    "memory": ("benchmarks/README.md", memory_table, True),
     "throughput, newest JAX": ("benchmarks/README.md", throughput_table("throughput_newest_jax.json"), True),
 }
 

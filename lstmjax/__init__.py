@@ -5,6 +5,7 @@ Cells        ``lstm``, ``projected_lstm``, ``gru``, ``rnn``, each a ``Cell`` of 
 Over time    ``unroll``, ``state_history``; in layers and directions, ``init_stack``, ``unroll_stack``
 Gradients    ``lstmjax.gradients``
 Flax         ``lstmjax.nn.nnx``, ``lstmjax.nn.linen``, imported where they are wanted
+Explained    ``lstmjax.explain``, also a program: ``python -m lstmjax.explain``
 Weights      ``lstmjax.convert``: to and from other libraries
 """
 

@@ -1,4 +1,7 @@
-"""Every figure of the library, in one place. Needs matplotlib: ``pip install 'lstmjax[plots]'``."""
+"""Every figure of measurements, in one place; the unit itself is drawn by :mod:`lstmjax.drawing`.
+
+Needs matplotlib: ``pip install 'lstmjax[plots]'``.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -179,14 +182,12 @@ def _draw_band(axis: Any, curve: Curve, *, label: str, **line: Any) -> None:
 def _mark_underflow(axes: Sequence[Any], level: float | None) -> None:
     if level is None:
         return
-    low, high = axes[0].get_ylim()
-    axes[0].set_ylim(min(low, level - 0.08 * (high - level)))  # room for the words below the line
     for axis in axes:
         axis.axhline(level, color="0.45", linewidth=0.7)
-    axes[0].annotate(
-        "below this, float32 reads 0", xy=(1, level), xycoords=("axes fraction", "data"),
-        xytext=(-2, -2), textcoords="offset points", ha="right", va="top", fontsize=6, color="0.35",
-        bbox={"facecolor": "white", "alpha": 0.85, "edgecolor": "none", "pad": 0.6}, zorder=5,
+    # Outside, where no line can run through the words.
+    axes[-1].annotate(
+        "float32\nreads 0\nbelow", xy=(1, level), xycoords=("axes fraction", "data"),
+        xytext=(3, 0), textcoords="offset points", ha="left", va="center", fontsize=6, color="0.35",
     )  # fmt: skip
 
 

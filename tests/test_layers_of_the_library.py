@@ -11,9 +11,12 @@ import lstmjax
 
 PACKAGE = Path(lstmjax.__file__).parent
 # Every module may import those to its left, and nothing to its right.
-ORDER = ["plot", "typing", "init", "gates", "cells", "scan", "fused", "cudnn", "unroll", "stack", "gradients"]
+ORDER = [
+    "plot", "drawing", "typing", "init", "gates", "cells", "scan", "fused", "cudnn", "unroll", "tasks", "explain",
+    "stack", "gradients",
+]  # fmt: skip
 # These stand beside one another on the core, and do not import one another.
-SIBLINGS = ["gradients", "nn", "convert", "tasks"]
+SIBLINGS = ["gradients", "nn", "convert", "training"]
 
 
 def imports(module):
