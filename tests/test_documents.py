@@ -71,7 +71,16 @@ def test_links_lead_somewhere(page):
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
 def test_notebooks_run(path):
     notebook = nbformat.read(path, as_version=4)
+    shown = pictures(notebook)
+    assert shown, "a reader on a code host sees the outputs that are kept"
     nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(ROOT)}}).execute()
+    assert pictures(notebook) == shown
+
+
+def pictures(notebook):
+    """How many outputs of a notebook are pictures."""
+    outputs = [o for cell in notebook.cells for o in cell.get("outputs", [])]
+    return sum("image/png" in o.get("data", {}) for o in outputs)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.py")), ids=lambda p: p.stem)
