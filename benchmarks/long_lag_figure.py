@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from lstmjax.plot import LINES, STYLE
 
 # The colours of the gradient benchmark, where there are six cells.
-STYLES = dict(
+STYLES: dict[str, dict[str, Any]] = dict(
     zip(("tanh RNN", "GRU", "LSTM b_f=1", "LSTM chrono"), (LINES[0], LINES[2], LINES[4], LINES[5]), strict=True)
 )
 FLOOR = 1e-4
