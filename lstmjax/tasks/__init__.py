@@ -63,9 +63,9 @@ __all__ = [
     "reber_correct",
     "reber_string",
     "seattle_temperatures",
+    "slide_unit",
     "sunspot_errors",
     "sunspots",
-    "slide_unit",
     "temporal_order",
     "unigram_entropy",
 ]
