@@ -55,6 +55,10 @@ class Settings:
     """Sequence length in steps, of all sections but depth, trained and long lags."""
     long_length: int = 10_000
     """Sequence length for long lags."""
+    layers: int = 30
+    """Layers of the feed-forward networks of the section depth."""
+    recurrent_layers: int = 12
+    """Layers of its recurrent stacks."""
     train_steps: int = 300
     """Steps of Adam between the two measurements of the section trained."""
     train_length: int = 200
@@ -64,7 +68,17 @@ class Settings:
 
     def __post_init__(self):
         """Refuses settings that cannot be measured."""
-        for name in ("seeds", "hidden_size", "length", "long_length", "train_steps", "train_length"):
+        counts = (
+            "seeds",
+            "hidden_size",
+            "length",
+            "long_length",
+            "layers",
+            "recurrent_layers",
+            "train_steps",
+            "train_length",
+        )
+        for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; wanted at least 1")
         if not self.sections or len(set(self.sections)) < len(self.sections):
@@ -246,7 +260,7 @@ def spectral_norm(settings: Settings) -> Section:
 
 def depth(settings: Settings) -> Section:
     """Gradient and relative change of the weights, layer by layer from the output down."""
-    size, layers = settings.hidden_size, 30
+    size = settings.hidden_size
     records, panels = [], {"gradient, feed-forward": {}, "relative change, feed-forward": {}, "gradient, recurrent": {}}
 
     def add(panel, name, rows):
@@ -259,12 +273,12 @@ def depth(settings: Settings) -> Section:
         )
 
     def feed_forward_norms(activation, seed):
-        init, apply = feed_forward(layers, size, activation=activation)
+        init, apply = feed_forward(settings.layers, size, activation=activation)
         x, target = (noise(seed + n, 1, 64, size)[0] for n in (0, 500))
         return depth_norms(lambda p: ((apply(p, x) - target) ** 2).mean(), init(jax.random.key(seed)))
 
     def recurrent_norms(make, seed):
-        stack, xs = [make(size)] * 12, noise(seed, 30)
+        stack, xs = [make(size)] * settings.recurrent_layers, noise(seed, 30)
         params = lstmjax.init_stack(stack, jax.random.key(seed), xs.shape[-1])
         return depth_norms(lambda p: (lstmjax.unroll_stack(stack, p, xs)[1][-1] ** 2).sum(), params)
 
@@ -284,16 +298,20 @@ def depth(settings: Settings) -> Section:
     return Section(records, "\n".join(table), {"": figure})
 
 
-def trained(settings: Settings) -> Section:
-    """The cells before and after training, on text and on a task that needs its first step."""
-    steps = settings.train_length
-    cells: dict[str, Callable[[int], lstmjax.Cell]] = {
+def trained_cells(steps: int) -> dict[str, Callable[[int], lstmjax.Cell]]:
+    """The cells that are trained, each a function of its hidden size."""
+    return {
         "tanh RNN": lstmjax.rnn,
         "GRU": lstmjax.gru,
         "LSTM b_f=0": lambda n: lstmjax.lstm(n, forget_bias=0.0),
         "LSTM b_f=1": lstmjax.lstm,
         "LSTM chrono": lambda n: lstmjax.lstm(n, b_init=lstmjax.init.chrono(max(steps, 3))),
     }
+
+
+def trained(settings: Settings) -> Section:
+    """The cells before and after training, on text and on a task that needs its first step."""
+    steps = settings.train_length
     text = one_hot_text(english_text())
     ids, symbols = jnp.asarray(text.argmax(1)), text.shape[1]
 
@@ -318,8 +336,8 @@ def trained(settings: Settings) -> Section:
     records, table, figures = [], [], {}
     for task, (draw, options) in tasks.items():
         report: GradientReport = gradient_report(
-            cells, draw, hidden_size=settings.hidden_size, seeds=settings.seeds, train_steps=settings.train_steps,
-            learning_rate=3e-3, **options,
+            trained_cells(steps), draw, hidden_size=settings.hidden_size, seeds=settings.seeds,
+            train_steps=settings.train_steps, learning_rate=3e-3, **options,
         )  # fmt: skip
         records += [
             {"task": task} | {k: number(v) if isinstance(v, float) else v for k, v in r.items()} for r in report.records
