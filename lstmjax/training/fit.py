@@ -1,0 +1,128 @@
+"""Training from the first step to the last, however often it is cut off in between."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from lstmjax.training.callbacks import EarlyStopping
+from lstmjax.training.checkpoints import Checkpoints
+from lstmjax.training.metrics import JSONLines, Sink
+from lstmjax.training.run import FitResult, Run
+from lstmjax.training.state import TrainState
+from lstmjax.training.step import Step
+
+
+def fit(
+    state: TrainState,
+    step: Step,
+    batches: Any,
+    *,
+    steps: int,
+    steps_per_call: int = 1,
+    batch_sharding: Any = None,
+    evaluate: Callable | None = None,
+    evaluate_every: int | None = None,
+    early_stopping: EarlyStopping | None = None,
+    checkpoints: Checkpoints | str | os.PathLike | None = None,
+    metrics: Any = None,
+    log_every: int = 1,
+    callbacks: Sequence[Callable] = (),
+    progress: bool | None = None,
+) -> FitResult:
+    """Trains until ``state.step`` is ``steps``; with checkpoints, from the newest one on.
+
+    The same command again goes on where the last one was cut off, by whatever means, and ends in the same bits: with
+    the state, a checkpoint holds the position in ``batches`` and where early stopping stands, and calls end at the
+    same steps however often the run began. The host waits for metrics once a call, and then for those of the call
+    before, so that the device is never idle for it.
+
+    Args:
+        state: from :func:`~lstmjax.training.init_state`; it is copied, and stays usable.
+        step: from :func:`~lstmjax.training.make_train_step` or :func:`~lstmjax.training.make_tbptt_step`, not jitted.
+        batches: a Grain dataset or iterator, whose own position is saved; any iterable of batches, which after a
+            restart is gone through again up to where it was, and begun again where it ends; or a function
+            ``key -> batch``, which runs on the device.
+        steps: how many updates in all, those before a restart included.
+        steps_per_call: how many make one dispatch. Where something is due in between, a call ends there; one program
+            is compiled for each length of call, so let the periods be multiples.
+        batch_sharding: how a batch lies over the devices, from :func:`~lstmjax.training.batch_sharding`; a sharding,
+            or a pytree of them that begins as the batch's does.
+        evaluate: ``params -> dict``, recorded as ``eval/...``; see :func:`~lstmjax.training.make_evaluate`.
+        evaluate_every: how many steps apart; besides, at the end.
+        early_stopping: when to stop by what is evaluated.
+        checkpoints: a directory, or :class:`~lstmjax.training.Checkpoints` to say more.
+        metrics: where records go: the path of a file of JSON lines, a :class:`~lstmjax.training.Sink`, or a sequence
+            of these. The first process writes.
+        log_every: the step's metrics are written at steps that this divides.
+        callbacks: each a ``(step, state) -> dict or None``, whose dict is recorded. It is called after every
+            ``callback.every`` steps, or, where it has no such attribute, after every call.
+        progress: whether to show a bar on standard error; None: where ``tqdm`` is installed.
+
+    Returns:
+        The :class:`FitResult`.
+
+    Raises:
+        TypeError: ``batches`` is neither iterable nor a function.
+        ValueError: an argument is out of range; batches end or do not stack; the checkpoint is of another model.
+        FloatingPointError: loss, gradient or update are not finite. What is saved is from before.
+        CheckpointError: a checkpoint could not be written, or none of those there are could be read.
+        OSError: metrics could not be written.
+        KeyboardInterrupt: Ctrl-C, after the call under way was finished and saved. The second one interrupts at once.
+        SystemExit: SIGTERM, likewise.
+        RuntimeError: another process of this run is gone.
+
+    >>> import tempfile, jax.numpy as jnp, lstmjax, optax
+    >>> from lstmjax import training
+    >>> cell, optimizer = lstmjax.lstm(8), optax.adam(1e-2)
+    >>> def loss_fn(params, xs, key):  # the first input, remembered over ten steps
+    ...     return jnp.mean((lstmjax.unroll(cell, params, xs)[1][-1, :, :2] - jnp.tanh(xs[0])) ** 2), {}
+    >>> step = training.make_train_step(loss_fn, optimizer, clip_norm=1.0)
+    >>> state = training.init_state(cell.init(jax.random.key(0), 2), optimizer, jax.random.key(1))
+    >>> directory = tempfile.mkdtemp()
+    >>> result = fit(
+    ...     state, step, lambda key: jax.random.normal(key, (10, 16, 2)), steps=200, steps_per_call=50,
+    ...     checkpoints=directory, metrics=f"{directory}/metrics.jsonl", progress=False,
+    ... )
+    >>> bool(result.history["loss"][-1] < result.history["loss"][0])
+    True
+    >>> lines = training.read_jsonl(f"{directory}/metrics.jsonl")
+    >>> len(lines), lines[-1]["step"], sorted(lines[-1])
+    (200, 200, ['clipped_grad_norm', 'grad_norm', 'loss', 'step', 'update_norm'])
+    """
+    periods = {"steps_per_call": steps_per_call, "log_every": log_every}
+    if evaluate_every is not None:
+        periods["evaluate_every"] = evaluate_every
+    _check(steps, periods, evaluate, evaluate_every, early_stopping)
+    if checkpoints is not None and not isinstance(checkpoints, Checkpoints):
+        checkpoints = Checkpoints(checkpoints)
+    if not (callable(batches) or hasattr(batches, "__iter__")):
+        raise TypeError(f"batches is {type(batches).__name__}; wanted an iterable of batches, or a function of a key")
+    run = Run(
+        step, batches, steps=steps, steps_per_call=steps_per_call, sharding=batch_sharding, evaluate=evaluate,
+        evaluate_every=evaluate_every, early_stopping=early_stopping, checkpoints=checkpoints, sinks=_sinks(metrics),
+        log_every=log_every, callbacks=tuple(callbacks),
+    )  # fmt: skip
+    return run(state, progress)
+
+
+def _sinks(metrics: Any) -> list[Sink]:
+    given = [] if metrics is None else list(metrics) if isinstance(metrics, list | tuple) else [metrics]
+    sinks: list[Sink] = [JSONLines(sink) if isinstance(sink, str | Path) else sink for sink in given]
+    return sinks if jax.process_index() == 0 else []
+
+
+def _check(steps: int, periods: dict[str, int], evaluate: Any, every: int | None, early_stopping: Any) -> None:
+    if steps < 0:
+        raise ValueError(f"steps is {steps}; wanted a whole number, 0 or more")
+    for name, value in periods.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} is {value!r}; wanted a whole number of steps, at least 1")
+    if every is not None and evaluate is None:
+        raise ValueError(f"evaluate_every is {every} and evaluate is None; wanted both, or evaluate alone for the end")
+    if early_stopping is not None and every is None:
+        raise ValueError("early_stopping wants evaluate and evaluate_every, and was given none")
+    if early_stopping is not None and early_stopping.mode not in ("min", "max"):
+        raise ValueError(f"early_stopping.mode is {early_stopping.mode!r}; wanted 'min' or 'max'")

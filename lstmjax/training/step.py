@@ -1,0 +1,167 @@
+"""One step of training, pure: gradient, clipping, update, and what is measured on the way."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jaxtyping import Array
+
+from lstmjax.training.norms import clip_by_norm, global_norm
+from lstmjax.training.state import TrainState, step_keys
+
+Metrics = dict[str, Array]
+Step = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
+
+OWN_METRICS = ("loss", "grad_norm", "clipped_grad_norm", "update_norm")
+
+
+def make_train_step(
+    loss_fn: Callable, optimizer: optax.GradientTransformation, *, clip_norm: float | None = None,
+    compute_dtype: Any = None,
+) -> Step:  # fmt: skip
+    """A training step on a loss.
+
+    Args:
+        loss_fn: ``(params, batch, key) -> (loss, metrics)``: a scalar, and a dict of scalars, which may be empty.
+        optimizer: any Optax optimiser. One that asks for the loss (``value``) is given it.
+        clip_norm: the norm that the gradient is scaled down to where it is larger; None: never.
+        compute_dtype: the floating dtype that ``loss_fn`` sees the parameters in, such as ``jnp.bfloat16``: a cell
+            computes in the dtype of its parameters. The parameters that are kept and updated, their gradient and
+            the optimiser's state stay as they are; the batch is not touched. There is no loss scaling, which
+            bfloat16 does not need and float16 does.
+
+    Returns:
+        ``(state, batch) -> (state, metrics)``, pure, to be jitted, scanned or given to
+        :func:`~lstmjax.training.fit`. Metrics are the loss's own and ``loss``, ``grad_norm`` (before clipping),
+        ``clipped_grad_norm`` (after) and ``update_norm``.
+
+    Raises:
+        ValueError: ``clip_norm`` is not positive; at trace time, ``loss_fn`` returns something else.
+        TypeError: ``compute_dtype`` is not floating.
+
+    >>> import lstmjax
+    >>> from lstmjax import training
+    >>> cell = lstmjax.lstm(8)
+    >>> def loss_fn(params, xs, key):
+    ...     _, ys = lstmjax.unroll(cell, params, xs)
+    ...     return jnp.mean((ys[1:, :, :3] - xs[:-1]) ** 2), {"largest": jnp.abs(ys).max()}
+    >>> optimizer = optax.adam(1e-2)
+    >>> state = training.init_state(cell.init(jax.random.key(0), 3), optimizer, jax.random.key(1))
+    >>> step = jax.jit(make_train_step(loss_fn, optimizer, clip_norm=0.01))
+    >>> state, metrics = step(state, jnp.ones((10, 4, 3)))
+    >>> sorted(metrics), int(state.step)
+    (['clipped_grad_norm', 'grad_norm', 'largest', 'loss', 'update_norm'], 1)
+    >>> float(metrics["grad_norm"]) > 0.01, round(float(metrics["clipped_grad_norm"]), 5)
+    (True, 0.01)
+    """
+
+    def carried(params, carry, batch, key):
+        loss, metrics = _pair("loss_fn", loss_fn(params, batch, key), "(loss, metrics)")
+        return loss, (carry, metrics)
+
+    return make_tbptt_step(carried, optimizer, clip_norm=clip_norm, compute_dtype=compute_dtype)
+
+
+def make_tbptt_step(
+    loss_fn: Callable, optimizer: optax.GradientTransformation, *, clip_norm: float | None = None,
+    compute_dtype: Any = None,
+) -> Step:  # fmt: skip
+    """A training step of truncated backpropagation through time: the state crosses the border, the gradient does not.
+
+    A batch is one window of longer sequences; ``state.carry`` holds the recurrent state at its beginning, and, after
+    the step, at its end. Where a new sequence begins inside a window, say so to the unroll by its ``resets``.
+
+    Args:
+        loss_fn: ``(params, carry, batch, key) -> (loss, (carry, metrics))``.
+        optimizer: as for :func:`make_train_step`.
+        clip_norm: as for :func:`make_train_step`.
+        compute_dtype: as for :func:`make_train_step`; the carry keeps its own dtype.
+
+    Returns:
+        ``(state, batch) -> (state, metrics)``, as for :func:`make_train_step`.
+
+    Raises:
+        ValueError: as :func:`make_train_step`.
+        TypeError: as :func:`make_train_step`.
+
+    >>> import lstmjax
+    >>> from lstmjax import training
+    >>> cell = lstmjax.lstm(8)
+    >>> def loss_fn(params, carry, batch, key):
+    ...     carry, ys = lstmjax.unroll(cell, params, batch["xs"], carry, resets=batch["resets"])
+    ...     return jnp.mean(ys**2), (carry, {})
+    >>> optimizer, key = optax.sgd(0.1), jax.random.key(0)
+    >>> state = training.init_state(cell.init(key, 3), optimizer, key, carry=cell.initial_state((2,)))
+    >>> step = jax.jit(make_tbptt_step(loss_fn, optimizer))
+    >>> window = {"xs": jnp.ones((5, 2, 3)), "resets": jnp.zeros((5, 2), bool)}
+    >>> for _ in range(3):
+    ...     state, metrics = step(state, window)
+    >>> state.carry.c.shape
+    (2, 8)
+    """
+    if clip_norm is not None and not clip_norm > 0:
+        raise ValueError(f"clip_norm is {clip_norm}; wanted a positive number, or None")
+    if compute_dtype is not None and not jnp.issubdtype(compute_dtype, jnp.floating):
+        raise TypeError(f"compute_dtype is {compute_dtype}; wanted a floating dtype, such as jnp.bfloat16, or None")
+    update = optax.with_extra_args_support(optimizer).update
+
+    def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        key, _ = step_keys(state)
+        border = lax.stop_gradient(state.carry)
+
+        def loss_of(params):
+            result = loss_fn(cast_floating(params, compute_dtype), border, batch, key)
+            return _checked(result, border)
+
+        (loss, (carry, own)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        norm = clipped_norm = global_norm(grads)
+        if clip_norm is not None:
+            grads = clip_by_norm(grads, norm, clip_norm)
+            clipped_norm = global_norm(grads)
+        with jax.numpy_dtype_promotion("standard"):  # Optax multiplies counts by floats
+            updates, opt_state = update(grads, state.opt_state, state.params, value=loss)
+            params = optax.apply_updates(state.params, updates)
+        metrics = dict(zip(OWN_METRICS, (loss, norm, clipped_norm, global_norm(updates)), strict=True))
+        new = TrainState(params, opt_state, state.step + 1, state.key, carry)
+        return new, metrics | own
+
+    return step
+
+
+def cast_floating(tree: Any, dtype: Any) -> Any:
+    """The tree with its floating leaves in ``dtype``; as it is where that is None."""
+
+    def cast(leaf):
+        return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    return tree if dtype is None else jax.tree.map(cast, tree)
+
+
+def _checked(result: Any, carry: Any) -> tuple[Array, tuple[Any, Metrics]]:
+    loss, rest = _pair("loss_fn", result, "(loss, (carry, metrics))")
+    new_carry, metrics = _pair("loss_fn, beside the loss,", rest, "(carry, metrics)")
+    if jnp.shape(loss) != ():
+        raise ValueError(f"loss_fn returned a loss of shape {jnp.shape(loss)}; wanted a scalar, such as its mean")
+    if not isinstance(metrics, Mapping):
+        raise ValueError(f"loss_fn returned metrics {metrics!r}; wanted a dict of scalars, {{}} for none")
+    for name, value in metrics.items():
+        if name in OWN_METRICS:
+            raise ValueError(f"loss_fn returned a metric {name!r}, which is one of the step's own; wanted another name")
+        if jnp.shape(value) != ():
+            raise ValueError(f"loss_fn returned metric {name!r} of shape {jnp.shape(value)}; wanted a scalar")
+    given, made = (jax.tree.map(lambda a: (jnp.shape(a), str(jnp.result_type(a))), c) for c in (carry, new_carry))
+    if given != made:
+        raise ValueError(f"loss_fn was given carry {given} and returned {made}; wanted the same back")
+    loss = jnp.asarray(loss)
+    loss = loss.astype(np.promote_types(loss.dtype, np.float32))
+    return loss, (new_carry, {name: jnp.asarray(value) for name, value in metrics.items()})
+
+
+def _pair(who: str, result: Any, wanted: str) -> Any:
+    if not (isinstance(result, tuple) and len(result) == 2):
+        raise ValueError(f"{who} returned {type(result).__name__}; wanted a pair, {wanted}")
+    return result
