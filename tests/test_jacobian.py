@@ -8,7 +8,8 @@ import pytest
 
 import lstmjax
 from lstmjax import state_history
-from lstmjax.gradients import cell_highway, jacobian_norms
+from lstmjax.gradients import cell_highway, jacobian, jacobian_norms
+from lstmjax.gradients.linear import linearised
 from lstmjax.scan import Timeline, advance
 from tests.cells import CELLS, HIDDEN, problem
 
@@ -186,3 +187,17 @@ def test_highway_with_lengths_and_resets(x64):
     reset = cell_highway(cell, params, xs, state, resets=np.arange(9)[:, None] == np.array([3, 3]))
     assert jnp.isneginf(reset.full[:4]).all()
     assert jnp.isfinite(reset.full[4:]).all()
+
+
+@pytest.mark.parametrize("method", ["exact", "matrix-free"])
+def test_memory_for_all_lags_is_not_quadratic_in_time(method):
+    run = {"exact": jacobian._exact, "matrix-free": jacobian._matrix_free}[method]
+    cell = CELLS["lstm"]
+
+    def temp_bytes(steps):
+        linear = linearised(cell, *problem(cell, (steps, 3), dtype=jnp.float32))
+        # Matrix-free, every lag is a run of its own, all side by side: the times are what grows with T.
+        times = tuple(range(steps + 1)) if method == "exact" else (0, steps // 2)
+        return run.lower(linear, times).compile().memory_analysis().temp_size_in_bytes
+
+    assert temp_bytes(800) < 2.5 * temp_bytes(400)

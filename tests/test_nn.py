@@ -526,9 +526,7 @@ class TestSequence:
         with pytest.raises(ValueError, match="state has 2 entries; wanted one for each of the 1 layers"):
             model(XS, initial_carry=model.module.initialize_carry((B,)) * 2)
 
-    def test_export(self, framework, monkeypatch):
-        pytest.importorskip("flatbuffers")
-        monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # symbolic sizes are no ints
+    def test_export(self, framework):
         model = sequence(framework, "LSTM", num_layers=2)
 
         def run(params, xs):

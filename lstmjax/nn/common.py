@@ -28,7 +28,7 @@ from lstmjax.cells import (
     rnn,
 )
 from lstmjax.stack import unroll_stack
-from lstmjax.typing import Initializer, Key, Params, State
+from lstmjax.typing import Initializer, Key, Params, Shape, State
 from lstmjax.unroll import Implementation
 
 KERNEL_INIT = jax.nn.initializers.lecun_normal()
@@ -165,7 +165,7 @@ def fitting(given: Any, expected: Any, name: str) -> Any:
     return given
 
 
-def draw_carry(kind: Kind, initializer: Initializer, keys: Sequence[Any], shape: tuple[int, ...], dtype: Any) -> Any:
+def draw_carry(kind: Kind, initializer: Initializer, keys: Sequence[Any], shape: Shape, dtype: Any) -> Any:
     """A cell's carry, each leaf of the shape and with a key of its own."""
     return as_carry(kind.state(*(initializer(key, shape, dtype) for key in keys)))
 
@@ -211,7 +211,7 @@ class Stack(NamedTuple):
     dtype: Any
     param_dtype: Any
 
-    def initialize_carry(self, batch_shape: tuple[int, ...] = ()) -> tuple[State, ...]:
+    def initialize_carry(self, batch_shape: Shape = ()) -> tuple[State, ...]:
         """Zero states, one entry a layer, each leaf ``[*B, H]``."""
         state = self.cell.initial_state(tuple(batch_shape), self.param_dtype)
         return self._each_layer(state)

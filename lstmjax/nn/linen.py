@@ -23,7 +23,7 @@ from jaxtyping import Array
 from lstmjax.cells import Cell
 from lstmjax.nn import common
 from lstmjax.nn.common import KERNEL_INIT, RECURRENT_KERNEL_INIT
-from lstmjax.typing import Initializer, Key, Params, State
+from lstmjax.typing import Initializer, Key, Params, Shape, State
 from lstmjax.unroll import Implementation
 
 
@@ -100,7 +100,7 @@ class _Cell(_WithParams, flax_linen.RNNCellBase):
         return common.step(self.kind, cell, self.kind.params(*params), carry, inputs, residual)
 
     @flax_linen.nowrap
-    def initialize_carry(self, rng: Key, input_shape: tuple[int, ...]) -> Any:
+    def initialize_carry(self, rng: Key, input_shape: Shape) -> Any:
         """The carry before the first step.
 
         Args:
@@ -291,7 +291,7 @@ class _Sequence(_WithParams, flax_linen.Module):
         )  # fmt: skip
 
     @flax_linen.nowrap
-    def initialize_carry(self, batch_shape: tuple[int, ...] = ()) -> tuple[State, ...]:
+    def initialize_carry(self, batch_shape: Shape = ()) -> tuple[State, ...]:
         """The carry before the first step, all zero.
 
         Args:

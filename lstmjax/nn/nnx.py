@@ -25,7 +25,7 @@ from jaxtyping import Array
 from lstmjax.cells import Cell
 from lstmjax.nn import common
 from lstmjax.nn.common import KERNEL_INIT, RECURRENT_KERNEL_INIT
-from lstmjax.typing import Initializer, Key, Params, State
+from lstmjax.typing import Initializer, Key, Params, Shape, State
 from lstmjax.unroll import Implementation
 
 NO_METADATA: Mapping[str, Any] = MappingProxyType({})
@@ -113,7 +113,7 @@ class _Cell(_WithParams, flax_nnx.RNNCellBase):
 
     def initialize_carry(
         self,
-        input_shape: tuple[int, ...],
+        input_shape: Shape,
         rngs: flax_nnx.Rngs | flax_nnx.RngStream | None = None,
         carry_init: Initializer | None = None,
     ) -> Any:
@@ -306,7 +306,7 @@ class _Sequence(_WithParams, flax_nnx.Module):
         cells = common.stack_form(self.forward, self.backward)
         jax.tree.map(lambda cell, p: setattr(cell, "params", p), cells, fitted, is_leaf=lambda c: isinstance(c, _Cell))
 
-    def initialize_carry(self, batch_shape: tuple[int, ...] = ()) -> tuple[State, ...]:
+    def initialize_carry(self, batch_shape: Shape = ()) -> tuple[State, ...]:
         """The carry before the first step, all zero.
 
         Args:
