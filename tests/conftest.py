@@ -20,3 +20,10 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 def x64():
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _programs_of_one_module():
+    """Lets go of a module's compiled programs behind it: of a thousand tests' they are gigabytes."""
+    yield
+    jax.clear_caches()
