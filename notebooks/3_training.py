@@ -72,7 +72,9 @@ for name, cell in cells.items():
 # %% [markdown]
 # ## Why
 #
-# The gradient of the verb's loss with respect to every earlier hidden state, before training and after.
+# The gradient of the verb's loss with respect to every earlier hidden state, before training and after. Before, the tanh
+# RNN's is down to 1e-15 at the first word, and the LSTM's is not. After, the LSTM's is small as a whole, since its loss is,
+# and still level; the RNN's reaches all the way now, but by a network at the edge of chaos that has not found the verb.
 
 # %%
 batch = draw(jax.random.key(1))
