@@ -103,14 +103,8 @@ def check_activations(**activations: Any) -> None:
             )
 
 
-def check_step(gates: int, params: Any, h: Array, x: Array) -> None:
-    """Raises, at trace time, where parameters, hidden state and input do not fit one another."""
-    hidden = params.w_h.shape[0]
-    if params.w_h.shape != (hidden, gates * hidden):
-        raise ValueError(
-            f"params.w_h has shape {params.w_h.shape}; wanted [H, {gates}·H], which for H = {hidden} is "
-            f"{(hidden, gates * hidden)}: are these another cell's parameters?"
-        )
+def check_input(params: Any, x: Array) -> None:
+    """Raises, at trace time, where an input does not fit the input weights, or is not floating."""
     if x.ndim < 1 or x.shape[-1] != params.w_x.shape[0]:
         raise ValueError(
             f"x has shape {x.shape}; wanted [..., I] with I = {params.w_x.shape[0]} features, the rows of params.w_x"
@@ -119,6 +113,17 @@ def check_step(gates: int, params: Any, h: Array, x: Array) -> None:
         raise TypeError(
             f"x has dtype {x.dtype}; wanted a floating dtype: one-hot encode or embed symbols, and cast counts"
         )
+
+
+def check_step(gates: int, params: Any, h: Array, x: Array) -> None:
+    """Raises, at trace time, where parameters, hidden state and input do not fit one another."""
+    hidden = params.w_h.shape[0]
+    if params.w_h.shape != (hidden, gates * hidden):
+        raise ValueError(
+            f"params.w_h has shape {params.w_h.shape}; wanted [H, {gates}·H], which for H = {hidden} is "
+            f"{(hidden, gates * hidden)}: are these another cell's parameters?"
+        )
+    check_input(params, x)
     if h.shape != (*x.shape[:-1], hidden):
         raise ValueError(
             f"state.h has shape {h.shape}; wanted {(*x.shape[:-1], hidden)}, "

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lstmjax import init as initializers
-from lstmjax.cells.base import Cell, check_hidden_size, like, working
+from lstmjax.cells.base import Cell, check_hidden_size, check_input, like, working
 from lstmjax.cells.lstm import LSTMState
 from lstmjax.gates import (
     candidate,
@@ -88,14 +88,7 @@ def _check_step(params: ProjectedLSTMParams, state: LSTMState, x: Any) -> None:
             )
     if params.w_x.shape[1:] != (4 * hidden,):
         raise ValueError(f"params.w_x has shape {params.w_x.shape}; wanted [I, 4H] with H = {hidden}")
-    if x.ndim < 1 or x.shape[-1] != params.w_x.shape[0]:
-        raise ValueError(
-            f"x has shape {x.shape}; wanted [..., I] with I = {params.w_x.shape[0]} features, the rows of params.w_x"
-        )
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(
-            f"x has dtype {x.dtype}; wanted a floating dtype: one-hot encode or embed symbols, and cast counts"
-        )
+    check_input(params, x)
     for name, size in (("c", hidden), ("h", projection)):
         given, wanted = getattr(state, name).shape, (*x.shape[:-1], size)
         if given != wanted:

@@ -51,7 +51,8 @@ def depth_norms(
     if not len(params):
         raise ValueError("params has no entry; wanted one for each layer")
     grads = jax.grad(loss_fn)(params)
-    gradient, weight = (jnp.stack([_log_norm(layer) for layer in tree]) for tree in (grads, params))
+    once = jnp.zeros((), jnp.int32)
+    gradient, weight = (jnp.stack([scaled.log_norm_of_all(layer, once) for layer in tree]) for tree in (grads, params))
     return DepthNorms(gradient, gradient - weight + jnp.log(jnp.asarray(learning_rate, gradient.dtype)))
 
 
@@ -105,8 +106,3 @@ def feed_forward(
         return x
 
     return init, apply
-
-
-def _log_norm(layer: Params) -> Array:
-    flat = jnp.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(layer)])
-    return scaled.log_norm(flat, jnp.zeros((), jnp.int32))

@@ -16,7 +16,7 @@ from jaxtyping import Array
 
 from lstmjax.cells.base import Cell
 from lstmjax.gradients import scaled
-from lstmjax.gradients.linear import Linearised, linearised
+from lstmjax.gradients.linear import Linearised, blank_padding, linearised
 from lstmjax.typing import Params, State
 
 Method = Literal["exact", "matrix-free"] | None
@@ -100,10 +100,7 @@ def jacobian_norms(
     if method is None:
         method = "exact" if sum(linear.sizes) <= EXACT_UP_TO else "matrix-free"
     norms = (_exact if method == "exact" else _matrix_free)(linear, chosen)
-    if lengths is None:
-        return norms
-    by_time = jnp.asarray(lengths)[None] >= jnp.array(chosen).reshape((-1,) + (1,) * jnp.ndim(lengths))
-    return jax.tree.map(lambda n: jnp.where(by_time, n, jnp.nan), norms)
+    return blank_padding(norms, lengths, chosen)
 
 
 def identity_rows(linear: Linearised, parts: Sequence[int] | None = None) -> State:
@@ -243,7 +240,7 @@ def _power_iteration(linear, start, onto, out_of, key, iterations):
     def iterate(vector, _):
         ahead, exponent = through(linear.push, vector, False)
         ahead = masked(ahead, onto)
-        size = _log_norm_of_all(ahead, exponent)
+        size = scaled.log_norm_of_all(ahead, exponent)
         back, _ = through(linear.pull, scaled.normalised(ahead, jnp.zeros_like(exponent))[0], True)
         return _unit(masked(back, out_of), linear.batch), size
 
@@ -257,11 +254,6 @@ def _unit(vector: State, batch: tuple) -> State:
     norm = jnp.sqrt(sum((leaf.reshape(*batch, -1) ** 2).sum(-1) for leaf in jax.tree.leaves(vector)))
     norm = jnp.where(norm == 0, 1.0, norm)
     return jax.tree.map(lambda leaf: leaf / norm.reshape(norm.shape + (1,) * (leaf.ndim - norm.ndim)), vector)
-
-
-def _log_norm_of_all(vector: State, exponent: Array) -> Array:
-    flat = jnp.concatenate([leaf.reshape(*exponent.shape, -1) for leaf in jax.tree.leaves(vector)], axis=-1)
-    return scaled.log_norm(flat, exponent)
 
 
 def _random_like(state: State, key: Array, sizes: tuple[int, ...], at: int) -> State:

@@ -6,7 +6,7 @@ adjoints λ_{t−1} = J_tᵀ λ_t. No J_t is ever formed: a step of the recurren
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -120,15 +120,15 @@ def linearised(
     return linear
 
 
-def blank_padding(values: Any, lengths: Any) -> Any:
-    """Puts NaN behind each row's end, in leaves ``[T + 1, *B, ...]``."""
+def blank_padding(values: Any, lengths: Any, times: Sequence[int] | None = None) -> Any:
+    """Puts NaN behind each row's end, in leaves ``[T + 1, *B, ...]``, or ``[times, *B, ...]`` for some times alone."""
     if lengths is None:
         return values
     lengths = jnp.asarray(lengths)
 
     def blank(leaf):
-        times = jnp.arange(leaf.shape[0], dtype=lengths.dtype).reshape((-1,) + (1,) * lengths.ndim)
-        return select(times <= lengths, leaf, jnp.full_like(leaf, jnp.nan))
+        at = jnp.array(range(leaf.shape[0]) if times is None else times, lengths.dtype)
+        return select(at.reshape((-1,) + (1,) * lengths.ndim) <= lengths, leaf, jnp.full_like(leaf, jnp.nan))
 
     return jax.tree.map(blank, values)
 

@@ -96,22 +96,18 @@ def precision_audit(
 def _both_ways(linear: Linearised, direct: State) -> tuple[Array, Array]:
     plain = jnp.zeros(linear.batch, jnp.int32)
 
-    def size(vector, exponent):
-        flat = [leaf.reshape(*linear.batch, -1) for leaf in jax.tree.leaves(vector)]
-        return scaled.log_norm(jnp.concatenate(flat, axis=-1), exponent)
-
     def backward(carry, at):
         step, direct = at
         adjoint, (vector, exponent) = carry
         adjoint = jax.tree.map(jnp.add, linear.pull(step, adjoint), direct)
         pair = scaled.add((linear.pull(step, vector), exponent), (direct, plain))
-        return (adjoint, pair), (size(adjoint, plain), size(*pair))
+        return (adjoint, pair), (scaled.log_norm_of_all(adjoint, plain), scaled.log_norm_of_all(*pair))
 
     last = jax.tree.map(lambda d: d[-1], direct)
     start = last, scaled.normalised(last, plain)
     before = jax.tree.map(lambda d: d[:-1], direct)
     _, sizes = lax.scan(backward, start, (linear.steps, before), reverse=True, unroll=linear.unroll)
-    at_end = size(last, plain), size(*start[1])
+    at_end = scaled.log_norm_of_all(last, plain), scaled.log_norm_of_all(*start[1])
     return jax.tree.map(lambda s, end: jnp.concatenate([s, end[None]]), sizes, at_end)
 
 

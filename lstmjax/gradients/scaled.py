@@ -62,6 +62,12 @@ def log_norm(leaf: Array, exponent: Array) -> Array:
     return jnp.where(top == 0, -jnp.inf, norm + log_of_power(exponent, norm.dtype))
 
 
+def log_norm_of_all(vector: State, exponent: Array) -> Array:
+    """:func:`log_norm` over all leaves together."""
+    flat = [leaf.reshape(*exponent.shape, -1) for leaf in jax.tree.leaves(vector)]
+    return log_norm(jnp.concatenate(flat, axis=-1), exponent)
+
+
 def log_of_power(exponent: Array, dtype: np.dtype) -> Array:
     """ln 2^e."""
     return exponent.astype(dtype) * np.log(2.0).astype(dtype)
