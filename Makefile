@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 comma := ,
 INSTALLED := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 
-.PHONY: setup gradients study throughput test lint format results results-newest notebooks clean
+.PHONY: setup gradients study throughput test lint format results results-newest notebooks docs clean
 
 gradients: $(INSTALLED)
 	$(BIN)/python -m benchmarks.gradient_norms --out $(OUT)
@@ -58,8 +58,13 @@ results-newest: $(INSTALLED)
 notebooks: $(INSTALLED)
 	$(BIN)/jupytext --to ipynb --execute notebooks/*.py
 
+# The site, from docs/_build/html/index.html on; a warning is an error.
+docs: $(INSTALLED)
+	rm -rf docs/api
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --conf-dir docs . docs/_build/html
+
 clean:
-	rm -rf $(VENV) .venv-newest build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-newest build dist .pytest_cache .ruff_cache .hypothesis docs/_build docs/api
 
 $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

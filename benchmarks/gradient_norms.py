@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 import lstmjax
 from benchmarks.output import dump_json, environment, progress_bar, replacing
 from lstmjax.gradients import adjoint_norms, decay_fit
-from lstmjax.gradients.report import power_of_ten
+from lstmjax.gradients.report import format_half_life, power_of_ten
 from lstmjax.plot import Curve, gradient_decay
 from lstmjax.tasks import english_text, one_hot_text, seattle_temperatures
 
@@ -198,13 +198,12 @@ def make_fits(curves: dict[tuple[str, str], Curve]) -> list[dict[str, Any]]:
     fits = []
     for (cell, input_name), curve in curves.items():
         fit = decay_fit(curve.x[1:].astype(np.float32), curve.y[:, 1:] * np.log(10))
-        rate = float(np.median(fit.rate))
         fits.append(
             {
                 "cell": cell,
                 "input": input_name,
-                "rate_per_step": number(rate),
-                "half_life": number(-math.log(2) / rate if rate < 0 else math.inf),
+                "rate_per_step": number(np.median(fit.rate)),
+                "half_life": number(np.median(fit.half_life)),
                 "r2": number(np.median(fit.r2)),
                 "rate_min": number(np.min(fit.rate)),
                 "rate_max": number(np.max(fit.rate)),
@@ -244,7 +243,7 @@ def format_table(fits: list[dict[str, Any]]) -> str:
     head = f"{'input':<12} {'cell':<18} {'half-life':>10} {'lag 10':>9} {'lag 100':>9} {'lag 1000':>9} {'R²':>6}"
     lines = [head, "-" * len(head)]
     for fit in fits:
-        half_life = "no decay" if fit["half_life"] is None else f"{fit['half_life']:.3g}"
+        half_life = format_half_life(math.inf if fit["half_life"] is None else fit["half_life"])
         r2 = "-" if fit["r2"] is None else f"{fit['r2']:.3f}"
         lines.append(
             f"{fit['input']:<12} {fit['cell']:<18} {half_life:>10} "

@@ -30,7 +30,7 @@ from lstmjax.gradients import (
     gradient_report,
     lyapunov_spectrum,
 )
-from lstmjax.gradients.report import power_of_ten
+from lstmjax.gradients.report import format_half_life, power_of_ten
 from lstmjax.tasks import english_text, one_hot_text
 
 SectionName = Literal["forget bias", "initialisers", "spectral norm", "depth", "trained", "long lags"]
@@ -116,12 +116,7 @@ def decay(cell: lstmjax.Cell, seed: int, xs: jax.Array, part: str = "h") -> NDAr
 def half_life(norms: NDArray) -> tuple[float, float]:
     """Rate per step, natural logarithm, and steps to half, of a line through a curve from lag 1 on."""
     fit = decay_fit(np.arange(1, len(norms), dtype=np.float32), norms[1:].astype(np.float32))
-    return float(fit.rate), -math.log(2) / float(fit.rate) if fit.rate < 0 else math.inf
-
-
-def format_half_life(steps: float) -> str:
-    """Steps to half, in three digits."""
-    return f"{steps:.3g}" if math.isfinite(steps) else "no decay"
+    return float(fit.rate), float(fit.half_life)
 
 
 def forget_bias(settings: Settings) -> Section:

@@ -1,12 +1,12 @@
 """lstmjax: a functional LSTM for JAX, and an instrument for watching gradients survive a long lag.
 
-The unit     ``gates``, ``lstm_step``, ``gru_step``, ``rnn_step``
-Cells        ``lstm``, ``projected_lstm``, ``gru``, ``rnn``, each a ``Cell`` of pure functions
-Over time    ``unroll``, ``state_history``; in layers and directions, ``init_stack``, ``unroll_stack``
-Gradients    ``lstmjax.gradients``
-Flax         ``lstmjax.nn.nnx``, ``lstmjax.nn.linen``, imported where they are wanted
-Explained    ``lstmjax.explain``, also a program: ``python -m lstmjax.explain``
-Weights      ``lstmjax.convert``: to and from other libraries
+* The unit: :mod:`lstmjax.gates`, ``lstm_step``, ``gru_step``, ``rnn_step``
+* Cells: ``lstm``, ``projected_lstm``, ``gru``, ``rnn``, each a ``Cell`` of pure functions
+* Over time: ``unroll``, ``state_history``; in layers and directions, ``init_stack``, ``unroll_stack``
+* Gradients: :mod:`lstmjax.gradients`
+* Flax: :mod:`lstmjax.nn.nnx`, :mod:`lstmjax.nn.linen`, imported where they are wanted
+* Explained: :mod:`lstmjax.explain`, also a program: ``python -m lstmjax.explain``
+* Weights: :mod:`lstmjax.convert`, to and from other libraries
 """
 
 from lstmjax import convert, gates, gradients, init

@@ -47,7 +47,7 @@ def unflatten_lstm(
     Args:
         flat: ``[N]``.
         input_size: I, of the first layer.
-        hidden_size: H.
+        hidden_size: H, the number of hidden units.
         num_layers: how many layers.
         bidirectional: whether each layer has a forward and a backward cell.
 

@@ -1,7 +1,7 @@
 """One unit of an LSTM run with numbers: every intermediate by name, in the slides' words and in the field's.
 
 A gate's pre-activation is the sum of three parts, x W_x, h W_h and b, each one number for the unit; what follows is the
-arithmetic of :mod:`lstmjax.gates`, which computes every number here:
+arithmetic of :mod:`lstmjax.gates`, which computes every number here::
 
     the slides' words                        the field's term
     % of long-term memory to remember        forget gate     f = σ(z_f)
@@ -12,7 +12,7 @@ arithmetic of :mod:`lstmjax.gates`, which computes every number here:
     % of short-term memory to remember       output gate     o = σ(z_o)
     new short-term memory                    hidden state    h' = o tanh(c')
 
-As a program, on the slides' unit:
+As a program, on the slides' unit::
 
     python -m lstmjax.explain --c 2 --h 1 --x 1 --picture unit.png
     python -m lstmjax.explain --sequence A B --picture companies.png
@@ -401,18 +401,21 @@ def _sum(a: Any, b: Any) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Run the slides' LSTM unit with numbers: one step of it, or the share values of companies A and B day by day."""
+    """Run the slides' LSTM unit with numbers: one step of it, or the share values of companies A and B day by day.
+
+    Attributes:
+        c: Long-term memory before the first step; 2 for one step, 0 for a sequence.
+        h: Short-term memory before the first step; 1 for one step, 0 for a sequence.
+        x: Input of the one step; 1 unless given.
+        sequence: The companies to run over days 1 to 4, instead of one step.
+        picture: File to save the drawing to, .png or .svg.
+    """
 
     c: float | None = None
-    """Long-term memory before the first step; 2 for one step, 0 for a sequence."""
     h: float | None = None
-    """Short-term memory before the first step; 1 for one step, 0 for a sequence."""
     x: float | None = None
-    """Input of the one step; 1 unless given."""
     sequence: tuple[Literal["A", "B"], ...] = ()
-    """The companies to run over days 1 to 4, instead of one step."""
     picture: Path | None = None
-    """File to save the drawing to, .png or .svg."""
 
     def __post_init__(self):
         """Refuses what cannot be run or drawn, before anything is computed."""

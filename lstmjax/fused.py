@@ -1,7 +1,7 @@
 """The fast unroll: the tangent of a recurrence is a linear recurrence, and backpropagation is its transpose.
 
 For a cell that hands over its step in parts (:class:`~lstmjax.cells.base.Recurrence`), this module gives the scan a
-derivative of its own. Differentiated, the forward scan emits the coefficients of the linear recurrence
+derivative of its own. Differentiated, the forward scan emits the coefficients of the linear recurrence::
 
     ds_t = A_t ds_{t−1} + e_t,      e_t = what the tangents of the weights and of x_t put in,
 

@@ -3,7 +3,7 @@
 The unit keeps two memories. The cell state c is the long-term memory: it meets one multiplication and one
 addition a step, and no weight. The hidden state h is the short-term memory: it passes through the weights. Every
 gate reads the input and the short-term memory through its own quarter of the weights and turns the sum into a
-percentage:
+percentage::
 
     z   = x W_x + h W_h + b          all four pre-activations at once, [*B, 4H], order i, f, g, o
     i   = σ(z_i)                     input gate: percent of the candidate to remember
@@ -24,6 +24,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 Floats = Float[Array, "..."]
+"""A floating array of any shape."""
+
 Activation = Callable[[Array], Array]
 """An elementwise function. The equations are written with σ and tanh; every gate takes another in its place."""
 

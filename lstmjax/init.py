@@ -77,6 +77,8 @@ def forget_bias(value: float) -> Initializer:
 def chrono(max_lag: int) -> Initializer:
     """LSTM biases ``[4H]`` that spread memory over all time scales up to ``max_lag`` steps.
 
+    ::
+
         b_f = ln u,  u ~ U[1, max_lag − 1];   b_i = −b_f;   the rest 0
 
     so that 1/(1 − f) = 1 + u is itself uniform. Source: Tallec & Ollivier (2018).
@@ -120,7 +122,7 @@ def pytorch_uniform(hidden_size: int, *, draws: int = 1) -> Initializer:
     """U(−1/√H, 1/√H), PyTorch's draw for every weight and bias of ``nn.LSTM``, ``nn.GRU`` and ``nn.RNN``.
 
     Args:
-        hidden_size: H.
+        hidden_size: H, the number of hidden units.
         draws: how many independent draws are added: 2 for ``b``, since PyTorch keeps two biases that add.
 
     >>> cell_kwargs = dict(w_x_init=pytorch_uniform(64), w_h_init=pytorch_uniform(64),

@@ -184,10 +184,10 @@ def _mark_underflow(axes: Sequence[Any], level: float | None) -> None:
         return
     for axis in axes:
         axis.axhline(level, color="0.45", linewidth=0.7)
-    # Outside, where no line can run through the words.
+    # Outside, where no line can run through the words, and above the level, where no tick label of x stands.
     axes[-1].annotate(
         "float32\nreads 0\nbelow", xy=(1, level), xycoords=("axes fraction", "data"),
-        xytext=(3, 0), textcoords="offset points", ha="left", va="center", fontsize=6, color="0.35",
+        xytext=(3, -1), textcoords="offset points", ha="left", va="bottom", fontsize=6, color="0.35",
     )  # fmt: skip
 
 

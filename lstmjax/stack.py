@@ -29,7 +29,7 @@ def init_stack(layers: Sequence[Layer], key: Key, input_size: int, dtype=jnp.flo
         dtype: of the parameters.
 
     Returns:
-        One entry a layer: a cell's parameters, or a pair of them.
+        One entry a layer, a cell's parameters or a pair of them.
 
     Raises:
         ValueError: there is no layer.
@@ -78,7 +78,7 @@ def unroll_stack(
         dropout_key: random key for the masks; wanted where the rate is above 0, and only there. To evaluate, leave
             both out.
         **options: ``lengths``, ``mask``, ``resets``, ``remat_block`` and ``scan_unroll``, as for
-            :func:`~lstmjax.unroll.unroll`, for every layer.
+            :func:`~lstmjax.unroll`, for every layer.
 
     Returns:
         The final states, one entry a layer, and the last layer's outputs, ``[T, *B, H]``, or ``[T, *B, 2H]`` for a
@@ -86,7 +86,7 @@ def unroll_stack(
 
     Raises:
         ValueError: the number of params or states is not that of the layers; the rate is outside [0, 1); rate and
-            key do not go together; and whatever :func:`~lstmjax.unroll.unroll` raises.
+            key do not go together; and whatever :func:`~lstmjax.unroll` raises.
         TypeError: a layer is neither a cell nor a pair of cells, or an option is unknown.
 
     >>> import lstmjax

@@ -1,6 +1,7 @@
 """The axis legend of the whole library, and the few types that everything shares.
 
-Axes
+Axes::
+
     T   time steps
     *B  any number of batch axes, none included
     I   input features
@@ -17,10 +18,10 @@ from typing import Any
 from jaxtyping import Array, PRNGKeyArray
 
 Params = Any
-"""A cell's parameters: any pytree of arrays."""
+"""A cell's parameters, any pytree of arrays."""
 
 State = Any
-"""A cell's state: any pytree of arrays, each ``[*B, ...]``."""
+"""A cell's state, any pytree of arrays, each ``[*B, ...]``."""
 
 Key = PRNGKeyArray | Array
 """A random key of either kind, ``jax.random.key`` or ``jax.random.PRNGKey``."""
@@ -29,4 +30,4 @@ Initializer = Callable[..., Array]
 """``(key, shape, dtype) -> array``, as in ``jax.nn.initializers``."""
 
 Shape = tuple[Any, ...]
-"""Sizes: whole numbers or, where a program is exported for any batch size, symbolic dimensions."""
+"""Sizes, whole numbers or, where a program is exported for any batch size, symbolic dimensions."""

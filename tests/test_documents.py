@@ -9,6 +9,7 @@ import nbclient
 import nbformat
 import pytest
 
+import lstmjax
 from benchmarks import write_tables
 
 ROOT = Path(__file__).parent.parent
@@ -56,6 +57,11 @@ def test_readme_commands_exist():
 def test_tables_are_the_committed_results(name):
     page = (ROOT / write_tables.TABLES[name][0]).read_text()
     assert f"<!-- table: {name} -->{write_tables.between_markers(name)}<!-- end of table -->" in page
+
+
+def test_what_to_cite_is_this_version():
+    for text in (README, (ROOT / "CITATION.cff").read_text()):
+        assert re.search(r"^ *version *[:=] *{?([\d.]+)", text, re.MULTILINE)[1] == lstmjax.__version__
 
 
 def test_committed_results_are_of_whole_runs():

@@ -14,12 +14,12 @@ from lstmjax.typing import Params, Shape, State
 class Recurrence(NamedTuple):
     """A step taken apart into its products and its elementwise rest, so that its derivative can be taken apart too.
 
-    With z the pre-activations, ``[*B, N]``, N = 4H for an LSTM, a step is
+    With z the pre-activations, ``[*B, N]``, N = 4H for an LSTM, a step is::
 
         z  = pre(weights, x, h)             affine in x and h, linear in the weights: all the matrix products
         s' = activate(z, s)                 elementwise: all the non-linearities
 
-    and its tangent is the linear recurrence
+    and its tangent is the linear recurrence::
 
         dz  = pre(dweights, x, h) + from_x(weights, dx) + from_h(weights, dh)
         ds' = tangent(coefficients, dz, ds)

@@ -61,6 +61,8 @@ def gru_step(
 ) -> tuple[GRUState, Float[Array, "*B H"]]:
     """One step of the GRU.
 
+    ::
+
         r  = σ(x W_xr + h W_hr + b_r)                  reset gate
         z  = σ(x W_xz + h W_hz + b_z)                  update gate: the percentage of h to keep
         n  = tanh(x W_xn + b_n' + r ∘ (h W_hn + b_n))  candidate

@@ -3,14 +3,14 @@
 Ours, as :func:`lstmjax.unroll_stack` takes them: gates in the order i, f, g, o (LSTM) and r, z, n (GRU), layout
 ``(in, out)``, one bias, and for a GRU the candidate's recurrent bias apart.
 
-    PyTorch       ``from_torch``, ``to_torch``              a whole stack: a tuple with one entry a layer
-    safetensors   ``load_safetensors``, ``save_safetensors``   the same, in a file under PyTorch's names
-    cuDNN         ``from_cudnn``, ``to_cudnn``              the same, in one flat vector
-    Keras         ``from_keras``, ``to_keras``              one layer: a cell's parameters, or a pair of them
-    Flax Linen    ``from_linen``, ``to_linen``              one cell's parameters
-    Flax NNX      ``from_nnx``, ``to_nnx``                  one cell's parameters
-    Haiku         ``from_haiku``, ``to_haiku``              one cell's parameters
-    Equinox       ``from_equinox``, ``to_equinox``          one cell's parameters
+* PyTorch, ``from_torch``, ``to_torch``: a whole stack, a tuple with one entry a layer
+* safetensors, ``load_safetensors``, ``save_safetensors``: the same, in a file under PyTorch's names
+* cuDNN, ``from_cudnn``, ``to_cudnn``: the same, in one flat vector
+* Keras, ``from_keras``, ``to_keras``: one layer, a cell's parameters or a pair of them
+* Flax Linen, ``from_linen``, ``to_linen``: one cell's parameters
+* Flax NNX, ``from_nnx``, ``to_nnx``: one cell's parameters
+* Haiku, ``from_haiku``, ``to_haiku``: one cell's parameters
+* Equinox, ``from_equinox``, ``to_equinox``: one cell's parameters
 
 All are pure. Dtypes are kept, and inputs are copied: what comes back shares no memory with what was given. ``from_*``
 can be traced, and so jitted and differentiated; what ``to_*`` hands out is NumPy, but for ``to_nnx`` and

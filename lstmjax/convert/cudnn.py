@@ -18,7 +18,7 @@ def from_cudnn(
     Args:
         flat: ``[N]``, as ``jax.experimental.rnn.init_lstm_weight`` makes it.
         input_size: I, of the first layer.
-        hidden_size: H.
+        hidden_size: H, the number of hidden units.
         num_layers: how many layers.
         bidirectional: whether each layer has a forward and a backward cell.
 

@@ -125,8 +125,9 @@ def to_torch(params: Sequence[Any], *, bias: bool = True) -> dict[str, np.ndarra
         bias: False for a module built with ``bias=False``.
 
     Returns:
-        Names and arrays in the module's own order, for ``module.load_state_dict({k: torch.tensor(v) for k, v in
-        ….items()})``. PyTorch takes no bfloat16 from NumPy: go through ``torch.tensor(v.astype("float32"))``.
+        Names and arrays in the module's own order, for
+        ``module.load_state_dict({k: torch.tensor(v) for k, v in ….items()})``. PyTorch takes no bfloat16 from NumPy:
+        go through ``torch.tensor(v.astype("float32"))``.
 
     Raises:
         ValueError: there is no layer, the layers are not all of one size, kind and number of directions, or a bias is

@@ -1,10 +1,10 @@
 """Readings of the recurrence that backpropagation through time is: does the gradient survive the lag?
 
-Of a loss       ``adjoint_norms``, ``decay_fit``, ``per_step_param_grads``, ``truncation_bias``, ``precision_audit``
-Of the states   ``jacobian_norms``, ``cell_highway``, ``lyapunov_spectrum``, ``flossing_penalty``
-Of the gates    ``gate_values``, ``gate_statistics``
-Of the layers   ``depth_norms``, ``feed_forward``
-All at once     ``gradient_report``
+* Of a loss: ``adjoint_norms``, ``decay_fit``, ``per_step_param_grads``, ``truncation_bias``, ``precision_audit``
+* Of the states: ``jacobian_norms``, ``cell_highway``, ``lyapunov_spectrum``, ``flossing_penalty``
+* Of the gates: ``gate_values``, ``gate_statistics``
+* Of the layers: ``depth_norms``, ``feed_forward``
+* All at once: ``gradient_report``
 """
 
 from lstmjax.gradients.adjoint import adjoint_norms

@@ -1,6 +1,6 @@
 """The adjoint of an unroll: how much the loss still depends on every state it passed through.
 
-Backpropagation through time is a linear recurrence run backwards,
+Backpropagation through time is a linear recurrence run backwards::
 
     λ_t = J_{t+1}ᵀ λ_{t+1} + ∂L/∂s_t,     J_{t+1} = ∂s_{t+1}/∂s_t,
 

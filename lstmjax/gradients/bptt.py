@@ -29,7 +29,7 @@ def per_step_param_grads(
 ) -> Params:
     """What every step contributes to the gradient of the weights.
 
-    With a copy θ_t of the parameters for every step, s_t = step(θ_t, s_{t−1}, x_t),
+    With a copy θ_t of the parameters for every step, s_t = step(θ_t, s_{t−1}, x_t)::
 
         ∂L/∂θ  =  Σ_t ∂L/∂θ_t,     ∂L/∂θ_t = (∂s_t/∂θ_t)ᵀ λ_t,
 

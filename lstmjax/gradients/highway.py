@@ -44,6 +44,8 @@ def cell_highway(
 ) -> CellHighway:
     """Splits ∂c_T/∂c_t into the path without weights and all the others.
 
+    ::
+
         ∂c_T/∂c_t  =  diag ∏_{k=t+1}^{T} f_k  +  (through h and the gates)
 
     Stopping the gradient at h, c' = f(sg h) ∘ c + i(sg h) ∘ g(sg h), leaves the first term alone; the second is summed

@@ -54,6 +54,8 @@ def jacobian_norms(
 ) -> JacobianNorms:
     """ln ‖∂s_T/∂s_t‖, operator and Frobenius norm, whole and by blocks, row by row.
 
+    ::
+
         P_T = 1,   P_{t−1} = P_t J_t,   J_t = ∂s_t/∂s_{t−1}
 
     ``"exact"`` carries P_t, n × n for a state of n numbers, and takes singular values at the wanted times; memory

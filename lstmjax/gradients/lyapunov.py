@@ -27,6 +27,8 @@ def lyapunov_spectrum(
 ) -> Array:
     """The Lyapunov exponents of an unroll, largest first, natural logarithm per step.
 
+    ::
+
         Q_t R_t = J_t Q_{t−1},     λ_i = 1/(T − burn_in) Σ_t ln |R_t,ii|
 
     over the *full* state: 2H numbers for an LSTM, whose slowest direction lies in c. λ_1 < 0: differences die out, and

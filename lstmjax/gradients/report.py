@@ -67,7 +67,7 @@ class GradientReport:
                 rows = [r for r in self.records if r["phase"] == phase and r["cell"] == cell]
                 lines.append(
                     f"{phase:<15} {cell:<20} {rows[0]['hidden_size']:>5} {_median(rows, 'loss'):>9.3g} "
-                    f"{_half_life(_median(rows, 'rate')):>10} {_median(rows, 'r2'):>6.3f} "
+                    f"{format_half_life(_median(rows, 'half_life')):>10} {_median(rows, 'r2'):>6.3f} "
                     + " ".join(f"{_left(curve, lag):>9}" for lag in (10, 100, 1000))
                     + f" {_median(rows, 'lyapunov'):>8.4f} "
                     + (f"{_median(rows, 'memory'):>8.3g}" if rows[0]["memory"] is not None else f"{'-':>8}")
@@ -289,8 +289,9 @@ def _median(rows: list[dict[str, Any]], key: str) -> float:
     return float(np.median([r[key] for r in rows]))
 
 
-def _half_life(rate: float) -> str:
-    return f"{-math.log(2) / rate:.3g}" if rate < 0 else "no decay"
+def format_half_life(steps: float) -> str:
+    """Steps to half, in three digits."""
+    return f"{steps:.3g}" if math.isfinite(steps) else "no decay"
 
 
 def _left(curve: NDArray, lag: int) -> str:

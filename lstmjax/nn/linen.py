@@ -117,7 +117,7 @@ class _Cell(_WithParams, flax_linen.RNNCellBase):
 
     @property
     def num_feature_axes(self) -> int:
-        """How many trailing axes of an input are features: one."""
+        """How many trailing axes of an input are features, which is one."""
         return 1
 
     @flax_linen.nowrap
@@ -161,7 +161,7 @@ class LSTMCell(_GatedCell):
     """An LSTM cell, in place of ``linen.LSTMCell`` and ``linen.OptimizedLSTMCell``.
 
     Args:
-        features: H.
+        features: H, the number of hidden units.
         gate_fn: elementwise, for the three gates.
         activation_fn: elementwise, for the candidate and on the way out of the cell state.
         kernel_init: draws ``[I, H]`` for each gate.
@@ -186,6 +186,7 @@ class LSTMCell(_GatedCell):
 
 
 OptimizedLSTMCell = LSTMCell
+"""The same class: the weights of an :class:`LSTMCell` lie side by side already."""
 
 
 class GRUCell(_GatedCell):
@@ -359,7 +360,7 @@ class LSTM(_Sequence):
     key as an argument, not from the collections of Linen.
 
     Args:
-        features: H.
+        features: H, the number of hidden units.
         num_layers: layers, one over the outputs of another.
         bidirectional: run each layer in both directions, and hand on 2H outputs.
         dropout_rate: the share of each layer's outputs, the last's excepted, that a ``dropout_key`` sets to zero.

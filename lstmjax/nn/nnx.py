@@ -144,7 +144,7 @@ class _Cell(_WithParams, flax_nnx.RNNCellBase):
 
     @property
     def num_feature_axes(self) -> int:
-        """How many trailing axes of an input are features: one."""
+        """How many trailing axes of an input are features, which is one."""
         return 1
 
 
@@ -152,8 +152,8 @@ class LSTMCell(_Cell):
     """An LSTM cell, in place of ``nnx.LSTMCell`` and ``nnx.OptimizedLSTMCell``.
 
     Args:
-        in_features: I.
-        hidden_features: H.
+        in_features: I, the number of input features.
+        hidden_features: H, the number of hidden units.
         gate_fn: elementwise, for the three gates.
         activation_fn: elementwise, for the candidate and on the way out of the cell state.
         kernel_init: draws ``[I, H]`` for each gate.
@@ -185,6 +185,7 @@ class LSTMCell(_Cell):
 
 
 OptimizedLSTMCell = LSTMCell
+"""The same class: the weights of an :class:`LSTMCell` lie side by side already."""
 
 
 class GRUCell(_Cell):
@@ -371,8 +372,8 @@ class LSTM(_Sequence):
     kept: dropout takes a key.
 
     Args:
-        in_features: I.
-        hidden_features: H.
+        in_features: I, the number of input features.
+        hidden_features: H, the number of hidden units.
         num_layers: layers, one over the outputs of another.
         bidirectional: run each layer in both directions, and hand on 2H outputs.
         dropout_rate: the share of each layer's outputs, the last's excepted, that a ``dropout_key`` sets to zero.

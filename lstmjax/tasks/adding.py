@@ -11,6 +11,8 @@ from lstmjax.typing import Key
 def adding(length: int, batch_size: int) -> Draw:
     """The sum of two marked numbers, in the common form.
 
+    ::
+
         x_t = (v_t, m_t),  v_t ~ U[0, 1],  m_t = 1 at two distinct steps drawn from all T, else 0;   target Σ m_t v_t
 
     Criterion: mean squared error far below that of answering 1 always, which is 1/6 = .1667.
@@ -18,7 +20,7 @@ def adding(length: int, batch_size: int) -> Draw:
 
     Args:
         length: T, at least 2.
-        batch_size: B.
+        batch_size: B, the number of sequences.
 
     Returns:
         ``draw``: xs ``[T, B, 2]``, targets ``[B]``, all rows T long.
@@ -47,6 +49,8 @@ def adding(length: int, batch_size: int) -> Draw:
 def adding_1997(length: int, batch_size: int) -> Draw:
     """The sum of two marked numbers, as in the 1997 paper's experiment 4.
 
+    ::
+
         x_t = (v_t, m_t),  v_t ~ U[−1, 1],  n ~ U{T, …, T + T/10} steps;   target 0.5 + (v_a + v_b)/4
         a among the first ten steps, b among the first T/2 − 1 that are left; m = 1 there, −1 at both ends, else 0
 
@@ -60,7 +64,7 @@ def adding_1997(length: int, batch_size: int) -> Draw:
 
     Args:
         length: T, at least 11.
-        batch_size: B.
+        batch_size: B, the number of sequences.
 
     Returns:
         ``draw``: xs ``[T + T//10, B, 2]``, targets ``[B]``.

@@ -61,6 +61,7 @@ COMPANIES = {
     "A": Company(days=(0.0, 0.5, 0.25, 1.0), target=0.0),
     "B": Company(days=(1.0, 0.5, 0.25, 1.0), target=1.0),
 }
+"""The two companies by name, ``"A"`` and ``"B"``: each has ``days``, its values on days 1 to 4, and the ``target``."""
 
 # The gates in the order of LSTMParams.
 SLIDE_WEIGHTS = {
@@ -69,14 +70,18 @@ SLIDE_WEIGHTS = {
     "candidate": GateWeights(w_x=0.94, w_h=1.41, b=-0.32),
     "output": GateWeights(w_x=-0.19, w_h=4.38, b=0.59),
 }
+"""The trained unit's weights, ``w_x``, ``w_h`` and ``b`` by gate, as published, to two decimals."""
+
 INITIAL_WEIGHTS = {
     "input": GateWeights(w_x=0.2303, w_h=0.2345),
     "forget": GateWeights(w_x=0.1288, w_h=0.3367),
     "candidate": GateWeights(w_x=-0.1863, w_h=-1.1229),
     "output": GateWeights(w_x=-0.6380, w_h=2.2082),
 }
+"""The same unit's weights before training; every bias is 0."""
 
 TRAINING = Training()
+"""How it was trained: ``order`` of companies, ``epochs``, and Adam's ``learning_rate``, ``b1``, ``b2``, ``eps``."""
 
 
 def slide_unit(weights: Mapping[str, GateWeights] = SLIDE_WEIGHTS, dtype: Any = jnp.float32) -> LSTMParams:

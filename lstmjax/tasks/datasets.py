@@ -100,7 +100,7 @@ def sunspots() -> Sunspots:
 
 
 def sunspot_errors(data: Sunspots, predicted: NDArray) -> dict[str, float]:
-    """Root mean squared error over each span of :data:`SUNSPOT_TESTS`.
+    """Root mean squared error over each test span, ``"1921-55"``, ``"1956-79"`` and ``"1921-2008"``.
 
     Args:
         data: from :func:`sunspots`.
@@ -150,8 +150,8 @@ def character_windows(text: str, steps: int, batch_size: int, held_out: float = 
 
     Args:
         text: see :func:`lstmjax.tasks.english_text`.
-        steps: T.
-        batch_size: B.
+        steps: T, the length of a window.
+        batch_size: B, the number of rows.
         held_out: share of the text, at its end.
 
     Raises:

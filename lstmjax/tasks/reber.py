@@ -1,6 +1,6 @@
 """The Reber grammar, embedded in a frame whose first choice must be repeated at the end.
 
-A string is B, then T or P, then a string of Reber's grammar, then the same T or P, then E:
+A string is B, then T or P, then a string of Reber's grammar, then the same T or P, then E::
 
     inner    0 -B-> 1    1 -T-> 2, -P-> 3    2 -S-> 2, -X-> 4    3 -T-> 3, -V-> 5    4 -X-> 3, -S-> 6
              5 -P-> 4, -V-> 6    6 -E-> end
@@ -22,6 +22,7 @@ from lstmjax.tasks.base import Batch, check_sizes
 from lstmjax.typing import Key
 
 REBER_SYMBOLS = "BTPSXVE"
+"""The seven symbols of the grammar, each standing for its place in the string."""
 
 Node = dict[str, int]
 _INNER: tuple[Node, ...] = (
@@ -95,7 +96,7 @@ def continual_reber(length: int, batch_size: int) -> Callable[[Key], Batch]:
 
     Args:
         length: T, symbols of each stream.
-        batch_size: B.
+        batch_size: B, the number of sequences.
 
     Returns:
         ``draw``: xs ``[T, B, 7]`` one-hot, targets ``[T, B, 7]`` booleans, the legal successors; all rows T long.

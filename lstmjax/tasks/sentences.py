@@ -26,6 +26,7 @@ _ADJECTIVES = (
 LOAN_VOCABULARY: tuple[str, ...] = tuple(
     dict.fromkeys((*_OPENINGS, *_VERBS, *_BEFORE, *_AFTER, *_ENDING, *_ADJECTIVES))
 )
+"""The words of the loan sentences, each standing for its place in the list."""
 
 
 def loan_sentences(gap: int, batch_size: int) -> Draw:
@@ -41,7 +42,7 @@ def loan_sentences(gap: int, batch_size: int) -> Draw:
 
     Args:
         gap: adjectives put in, 0 or more.
-        batch_size: B.
+        batch_size: B, the number of sequences.
 
     Returns:
         ``draw``: xs ``[gap + 13, B, V]`` one-hot over :data:`LOAN_VOCABULARY`, targets ``[B]``: 0 for "need", 1 for

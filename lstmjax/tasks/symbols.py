@@ -14,6 +14,8 @@ from lstmjax.typing import Key
 def copy_memory(lag: int, batch_size: int, *, copies: int = 10, symbols: int = 8) -> Draw:
     """Ten symbols to be repeated, in order, after a lag.
 
+    ::
+
         input    s_1 … s_10,  lag − 1 blanks,  a bell,  10 blanks          target    lag + 10 blanks,  s_1 … s_10
 
     with s ~ U{0, …, 7}, blank 8, bell 9. The baseline is a memory of nothing, which knows when to answer but not what:
@@ -24,7 +26,7 @@ def copy_memory(lag: int, batch_size: int, *, copies: int = 10, symbols: int = 8
 
     Args:
         lag: T, steps between the last symbol read and the first one asked for; at least 1.
-        batch_size: B.
+        batch_size: B, the number of sequences.
         copies: how many symbols there are to repeat.
         symbols: how many kinds of them.
 
@@ -66,6 +68,8 @@ def temporal_order(batch_size: int, length: int = 100) -> Draw:
     Eight symbols, in the order of the columns: E, B, a, b, c, d, X, Y. A sequence begins with E and ends with B; at
     t1 and t2 stands X or Y; all else is drawn from a, b, c, d. Classes: XX 0, XY 1, YX 2, YY 3.
 
+    ::
+
         n ~ U{100, …, 110} symbols,   t1 ~ U{10, …, 20},   t2 ~ U{50, …, 60}      all times length/100
 
     Criterion: every output within .3 of its target (:func:`outputs_correct`) on the 2000 most recent sequences (the
@@ -74,7 +78,7 @@ def temporal_order(batch_size: int, length: int = 100) -> Draw:
     whether t1 counts E: here E is at 0.
 
     Args:
-        batch_size: B.
+        batch_size: B, the number of sequences.
         length: the least length, from which the other ranges are scaled; at least 10.
 
     Returns:
@@ -109,6 +113,8 @@ def temporal_order(batch_size: int, length: int = 100) -> Draw:
 def noisy_lag(lag: int, batch_size: int, *, distractors: int | None = None, most_extra: int = 60) -> Draw:
     """The last symbol is the second one, lag or more symbols of noise ago: the 1997 paper's experiment 2c.
 
+    ::
+
         b,  x or y,  q + k distractors,  e   →   the same x or y        P(k) ∝ (9/10)ᵏ,  0 ≤ k ≤ most_extra
 
     Distractors are columns 0 to p − 1; then e, b, x, y. The network must keep a bit for q + 1 steps or more.
@@ -119,7 +125,7 @@ def noisy_lag(lag: int, batch_size: int, *, distractors: int | None = None, most
 
     Args:
         lag: q, the least number of distractors, at least 1.
-        batch_size: B.
+        batch_size: B, the number of sequences.
         distractors: p, kinds of distractor; q unless given.
         most_extra: the bound of k.
 

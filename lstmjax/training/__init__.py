@@ -1,10 +1,10 @@
 """Training on Optax: pure steps, many to a dispatch, and a run that survives being cut off.
 
-Step          ``init_state``, ``make_train_step``, ``make_tbptt_step``, ``make_train_loop``
-Run           ``fit``, ``make_evaluate``, ``EarlyStopping``, ``probe``
-Files         ``Checkpoints``, ``load_state``; ``JSONLines``, ``TensorBoard``, ``read_jsonl``
-Many devices  ``make_mesh``, ``batch_sharding``, ``shard_batch``, ``shard_params``, ``split_largest``,
-              ``start_processes``; one script for all, see :mod:`lstmjax.training.sharding`
+* Step: ``init_state``, ``make_train_step``, ``make_tbptt_step``, ``make_train_loop``
+* Run: ``fit``, ``make_evaluate``, ``EarlyStopping``, ``probe``
+* Files: ``Checkpoints``, ``load_state``; ``JSONLines``, ``TensorBoard``, ``read_jsonl``
+* Many devices: ``make_mesh``, ``batch_sharding``, ``shard_batch``, ``shard_params``, ``split_largest``,
+  ``start_processes``; one script for all, see :mod:`lstmjax.training.sharding`
 
 Orbax, Grain, tqdm and tensorboardX are imported where they are used.
 """

@@ -36,7 +36,7 @@ def probe(fn: Callable[[Any], Any], every: int, *, name: str = "probe") -> Probe
     """A callback that records ``fn(params)`` every so many steps: how the gradient's decay changes as a model learns.
 
     Args:
-        fn: ``params -> `` an array, or a dict or named tuple of them. Jit it; it runs between steps.
+        fn: ``params ->`` an array, or a dict or named tuple of them. Jit it; it runs between steps.
         every: how many steps apart.
         name: what it is recorded under, a dict's entries as ``name/entry``.
 
