@@ -329,7 +329,7 @@ def write_results(settings: Settings, records: list[dict[str, Any]], complete: b
     summary = summarise(records)
     results = {
         "environment": environment("float32", "optax"),
-        "settings": {
+        "settings": {  # of the last command; each record has its own
             **{k: v for k, v in dataclasses.asdict(settings).items() if k not in ("out", "progress")},
             "complete": complete,
             "sequences": "training sequences until the criterion was met; null: it was not, within max_sequences",

@@ -19,6 +19,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import tyro
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from benchmarks.character_models import TRAINERS, Trainer, draw_weights
 from benchmarks.output import dump_json, environment, progress_bar, replacing
@@ -220,6 +221,7 @@ def characters_figure(characters: list[dict[str, Any]], known: dict[str, float])
             )
         axis.set(xlabel="epoch", ylabel="bits a character, held out")
         axis.set_ylim(0, 1.02 * max(r["held_out"][0] for r in characters))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(True)
         axis.legend(frameon=False)
     return figure

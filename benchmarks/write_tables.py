@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import gradient_norms, gradient_study, throughput
+from benchmarks import gradient_norms, gradient_study, long_lag, throughput, training
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -27,14 +27,34 @@ def memory_table() -> str:
     return throughput.format_memory(read("throughput.json")["memory"])
 
 
+def long_lag_table() -> str:
+    """Who solved what, after how many sequences."""
+    return long_lag.format_table(read("long_lag.json")["summary"])
+
+
+def training_table() -> str:
+    """Updates a second of each library's training loop."""
+    results = read("training.json")
+    return f"{where_measured(results['environment'])}\n\n{training.format_speed(results['speed'])}"
+
+
+def characters_table() -> str:
+    """Bits a character where training ends."""
+    results = read("training.json")
+    return training.format_characters(results["characters"], results["entropies"])
+
+
+def where_measured(env: dict[str, Any]) -> str:
+    """A line above a table of times."""
+    return f"jax {env['jax']}, {env['cpus']} cores ({env['system']}), {env['dtype']}, {env['date']}"
+
+
 def throughput_table(file: str) -> Callable[[], str]:
     """The whole grid, under a line that says where it was measured."""
 
     def table() -> str:
         results = read(file)
-        env = results["environment"]
-        head = f"jax {env['jax']}, {env['cpus']} cores ({env['system']}), {env['dtype']}, {env['date']}"
-        return f"{head}\n\n{throughput.format_table(results['records'])}"
+        return f"{where_measured(results['environment'])}\n\n{throughput.format_table(results['records'])}"
 
     return table
 
@@ -59,6 +79,9 @@ TABLES: dict[str, tuple[str, Callable[[], str], bool]] = {
     "gradient norms": ("README.md", gradient_table, True),
     "speed": ("README.md", speed_summary, False),
     **{f"study, {n}": ("benchmarks/README.md", study_table(n), True) for n in gradient_study.SECTIONS},
+    "long lags": ("benchmarks/README.md", long_lag_table, True),
+    "training speed": ("benchmarks/README.md", training_table, True),
+    "characters": ("benchmarks/README.md", characters_table, True),
     "throughput": ("benchmarks/README.md", throughput_table("throughput.json"), True),
     "memory": ("benchmarks/README.md", memory_table, True),
     "throughput, newest JAX": ("benchmarks/README.md", throughput_table("throughput_newest_jax.json"), True),

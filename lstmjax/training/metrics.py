@@ -120,7 +120,7 @@ class JSONLines:
 
 
 class TensorBoard:
-    """Event files for TensorBoard, by ``tensorboardX`` (to be installed beside this package); scalars only.
+    """Event files for TensorBoard, by ``tensorboardX`` (extra ``tensorboard``); scalars only.
 
     Args:
         directory: the log directory.

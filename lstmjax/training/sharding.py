@@ -25,6 +25,10 @@ and the launcher tells each process who it is. Under SLURM, ``srun`` does::
 hand, the same command goes on from it. Where a process dies, the others stop: ``fit`` says so, or, where JAX hears of
 it first, JAX does ("this most likely indicates that another task died").
 
+On a CPU, XLA runs the small products of a recurrence on one core a device. ``jax.config.update("jax_num_cpu_devices",
+os.cpu_count())``, before anything else of JAX, makes a device of every core, and the same script splits its batches
+over them; ``benchmarks/training.py`` measures what that gives.
+
 Without a launcher, set ``JAX_COORDINATOR_ADDRESS=host:port``, ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID`` for each
 process. The checkpoint directory must be one that all processes see.
 """
