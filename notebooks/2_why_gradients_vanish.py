@@ -115,4 +115,4 @@ for lag in (1, 2, 5, 20, 100):
 
 # %% [markdown]
 # What decides all this, measured at length, is in the [benchmarks](../benchmarks/README.md). Next:
-# [your own experiment](4_your_own_experiment.ipynb).
+# [training](3_training.ipynb), where what cannot be felt is not learned.

@@ -94,3 +94,6 @@ params = cell.init(jax.random.key(0), 1)
 norms = jacobian_norms(cell, params, series[:240], times=[239, 230, 140, 0])
 for lag, log_norm in zip((1, 10, 100, 240), norms.operator["full"], strict=True):
     print(f"lag {lag:>3}: ‖∂h_T/∂h_t‖ = e^{log_norm:.2f}")
+
+# %% [markdown]
+# Next: [long sequences, many devices, weights from PyTorch](5_long_sequences.ipynb).
