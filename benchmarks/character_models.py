@@ -75,7 +75,7 @@ def draw_weights(key: Array, vocabulary: int, hidden_size: int, features: int = 
 
 
 class Lstmjax(Trainer):
-    """This library: ``fit`` on a truncated-BPTT step, so many steps to a dispatch, over a mesh or not."""
+    """This library: ``fit`` on a truncated-BPTT step, so many steps to a dispatch, over a mesh or on one device."""
 
     def __init__(
         self, weights: Weights, batch_size: int, learning_rate: float, steps_per_call: int, mesh: Mesh | None = None
@@ -254,8 +254,8 @@ class Torch(Trainer):
 
 
 TRAINERS: dict[str, Callable[[Weights, int, float, int], Trainer]] = {
-    "lstmjax": Lstmjax,
-    "lstmjax, all devices": lambda *arguments: Lstmjax(*arguments, mesh=training.make_mesh(data=-1)),
+    "lstmjax": lambda *arguments: Lstmjax(*arguments, mesh=training.make_mesh(data=-1)),
+    "lstmjax, one device": Lstmjax,
     "lstmjax, a step a call": lambda weights, size, rate, _: Lstmjax(weights, size, rate, steps_per_call=1),
     "Flax Linen + Optax": lambda weights, size, rate, _: Linen(weights, size, rate),
     "Flax NNX + Optax": lambda weights, size, rate, _: NNX(weights, size, rate),

@@ -28,7 +28,7 @@ from lstmjax.plot import LINES, STYLE
 from lstmjax.tasks import Characters, Windows, bigram_entropy, character_windows, english_text, unigram_entropy
 
 TrainerName = Literal[
-    "lstmjax, all devices", "lstmjax, a step a call", "Flax Linen + Optax", "Flax NNX + Optax", "PyTorch"
+    "lstmjax, one device", "lstmjax, a step a call", "Flax Linen + Optax", "Flax NNX + Optax", "PyTorch"
 ]
 AGREEMENT = 1e-3
 """How far the losses of the first round may differ, relatively, in float32."""
@@ -45,9 +45,10 @@ class Settings:
     shapes: tuple[str, ...] = ("64,32,64", "128,64,256")
     """Points to time, each T,B,H: steps of a window, windows of a batch, hidden units."""
     peers: tuple[TrainerName, ...] = (
-        "lstmjax, all devices", "lstmjax, a step a call", "Flax Linen + Optax", "Flax NNX + Optax", "PyTorch",
+        "lstmjax, one device", "lstmjax, a step a call", "Flax Linen + Optax", "Flax NNX + Optax", "PyTorch",
     )  # fmt: skip
-    """Whom to time beside lstmjax; one that is not installed is left out, and that is said."""
+    """Whom to time beside lstmjax, which splits its batches over all devices, on a CPU one a core. What is not
+    installed is left out, and that is said."""
     steps_per_round: int = 20
     """Updates that each library makes in a round, for lstmjax in one call."""
     seconds: float = 60.0

@@ -38,6 +38,22 @@ def training_table() -> str:
     return f"{where_measured(results['environment'])}\n\n{training.format_speed(results['speed'])}"
 
 
+def training_summary() -> str:
+    """Time of a training step beside that of lstmjax."""
+    speed = read("training.json")["speed"]
+    points = list(dict.fromkeys((r["T"], r["B"], r["H"]) for r in speed))
+    rows = [
+        "| time of a training step over that of lstmjax | "
+        + " | ".join(f"T, B, H = {t}, {b}, {h}" for t, b, h in points)
+        + " |",
+        "|---|" + "---|" * len(points),
+    ]
+    for name in dict.fromkeys(r["implementation"] for r in speed if r["implementation"] != "lstmjax"):
+        times = (f"{r['time_over_lstmjax']:.2f}" for r in speed if r["implementation"] == name)
+        rows.append(f"| {name} | " + " | ".join(times) + " |")
+    return "\n".join(rows)
+
+
 def characters_table() -> str:
     """Bits a character where training ends."""
     results = read("training.json")
@@ -78,6 +94,7 @@ def speed_summary() -> str:
 TABLES: dict[str, tuple[str, Callable[[], str], bool]] = {
     "gradient norms": ("README.md", gradient_table, True),
     "speed": ("README.md", speed_summary, False),
+    "training": ("README.md", training_summary, False),
     **{f"study, {n}": ("benchmarks/README.md", study_table(n), True) for n in gradient_study.SECTIONS},
     "long lags": ("benchmarks/README.md", long_lag_table, True),
     "training speed": ("benchmarks/README.md", training_table, True),
