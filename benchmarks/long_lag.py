@@ -31,9 +31,11 @@ from benchmarks.long_lag_figure import long_lag_figure
 from benchmarks.long_lag_tasks import LAGS, PUBLISHED, Problem, TaskName, make_problem
 from benchmarks.output import dump_json, environment, progress_bar, replacing
 from lstmjax import training
+from lstmjax.gradients import adjoint_norms
+from lstmjax.gradients.report import power_of_ten
 from lstmjax.tasks import Batch
 
-CellName = Literal["tanh RNN", "GRU", "LSTM b_f=1", "LSTM chrono"]
+CellName = Literal["tanh RNN", "tanh RNN uniform", "GRU", "LSTM b_f=1", "LSTM chrono"]
 TEST_SEQUENCES = 2560
 QUICK = {
     "tasks": ("temporal order", "loan sentences"), "cells": ("tanh RNN", "LSTM chrono"),
@@ -51,8 +53,9 @@ class Settings:
     """Which tasks."""
     lags: tuple[int, ...] | None = None
     """Lags in steps, for every task alike (embedded Reber has none to choose); each task's own unless given."""
-    cells: tuple[CellName, ...] = ("tanh RNN", "GRU", "LSTM b_f=1", "LSTM chrono")
-    """Which cells. b_f is the forget gate's initial bias; chrono spreads it up to the length of the sequence."""
+    cells: tuple[CellName, ...] = ("tanh RNN", "tanh RNN uniform", "GRU", "LSTM b_f=1", "LSTM chrono")
+    """Which cells. b_f is the forget gate's initial bias; chrono spreads it up to the length of the sequence; uniform
+    draws all weights from ±1/√H, as PyTorch does."""
     seeds: int = 3
     """How many seeds; each draws weights and sequences of its own."""
     hidden_size: int = 128
@@ -123,9 +126,11 @@ def plan(settings: Settings) -> list[Run]:
 
 
 def make_cell(name: str, hidden_size: int, longest: int) -> lstmjax.Cell:
-    """The named cell; recurrent weights are orthogonal for each gate."""
+    """The named cell; recurrent weights are orthogonal for each gate unless it says otherwise."""
+    uniform, twice = (lstmjax.init.pytorch_uniform(hidden_size, draws=n) for n in (1, 2))  # two biases that add
     return {
         "tanh RNN": lambda: lstmjax.rnn(hidden_size),
+        "tanh RNN uniform": lambda: lstmjax.rnn(hidden_size, w_x_init=uniform, w_h_init=uniform, b_init=twice),
         "GRU": lambda: lstmjax.gru(hidden_size),
         "LSTM b_f=1": lambda: lstmjax.lstm(hidden_size, forget_bias=1.0),
         "LSTM chrono": lambda: lstmjax.lstm(hidden_size, b_init=lstmjax.init.chrono(longest)),
@@ -139,12 +144,15 @@ class Programs(NamedTuple):
         init: ``key -> state`` before training.
         train: ``state -> (state, metrics)`` over 2000 sequences, 400 where there is an exam to sit after them;
             ``wrong`` and ``error`` for each update.
+        felt: ``(params, key) -> log10`` of ‖∂L/∂s‖ behind the first step over that behind the last, the median row's;
+            None where the loss is of every step.
         test: ``(params, key) -> (wrong, error)`` on fresh sequences, or on the exam.
         tested: how many sequences a test is of.
     """
 
     init: Callable[[Array], Any]
     train: Callable[[Any], tuple[Any, dict[str, Array]]]
+    felt: Callable[[Any, Array], Array] | None
     test: Callable[[Any, Array], tuple[Array, Array]]
     tested: int
 
@@ -163,12 +171,20 @@ def make_programs(run: Run, problem: Problem) -> Programs:
         params = {"cell": cell.init(k_cell, inputs), "w": w, "b": jnp.zeros(problem.outputs)}
         return training.init_state(params, optimizer, k_run)
 
-    def answer(params: Any, batch: Batch) -> Array:
-        final, ys = lstmjax.unroll(cell, params["cell"], batch.xs, lengths=batch.lengths)
-        return (ys if problem.every_step else final.h) @ params["w"] + params["b"]
+    def readout(params: Any, h: Array) -> Array:
+        return h @ params["w"] + params["b"]
+
+    def felt(params: Any, key: Array) -> Array:
+        batch = draw(key)
+        norms = adjoint_norms(
+            cell, params["cell"], batch.xs, lambda states: problem.loss(readout(params, states.h[-1]), batch)
+        )
+        whole = jax.nn.logsumexp(2 * jnp.stack(jax.tree.leaves(norms)), axis=0) / 2
+        return jnp.median(whole[1] - whole[-1]) / jnp.log(10)
 
     def judge(params: Any, batch: Batch) -> tuple[Array, dict[str, Array]]:
-        answers = answer(params, batch)
+        final, ys = lstmjax.unroll(cell, params["cell"], batch.xs, lengths=batch.lengths)
+        answers = readout(params, ys if problem.every_step else final.h)
         wrong = jnp.logical_not(problem.right(answers, batch)).sum()
         return problem.loss(answers, batch), {"wrong": wrong, "error": problem.error(answers, batch)}
 
@@ -185,13 +201,14 @@ def make_programs(run: Run, problem: Problem) -> Programs:
     loop = training.make_train_loop(step, draw, steps=max(1, min(chunk, run.max_sequences) // run.batch_size))
     compiled = jax.jit(loop).lower(jax.eval_shape(init, jax.random.key(0))).compile()
     tested = TEST_SEQUENCES if problem.exam is None else problem.exam.xs.shape[1]
-    return Programs(jax.jit(init), compiled, jax.jit(test), tested)
+    return Programs(jax.jit(init), compiled, None if problem.every_step else jax.jit(felt), jax.jit(test), tested)
 
 
 def train(run: Run, problem: Problem, programs: Programs, tell: Callable[[str], None]) -> dict[str, Any]:
     """Trains until the criterion is met, the allowance spent or the loss no longer a number, then tests."""
     key_init, key_test = jax.random.split(jax.random.key(run.seed))
     state = programs.init(key_init)
+    felt = None if programs.felt is None else number(programs.felt(state.params, key_test))
     wrong, errors = np.zeros(0, int), np.zeros(0)
     curve: list[float | None] = []
     solved_at, diverged, seconds = None, False, 0.0
@@ -209,6 +226,7 @@ def train(run: Run, problem: Problem, programs: Programs, tell: Callable[[str], 
     test_wrong, test_error = programs.test(state.params, key_test)
     return {
         **run._asdict(),
+        "log10_felt": felt,
         "solved": solved_at is not None,
         "sequences": solved_at,
         "sequences_run": len(wrong) * run.batch_size,
@@ -283,10 +301,12 @@ def summarise(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for place in dict.fromkeys((r["task"], r["lag"], r["cell"]) for r in records):
         group = [r for r in records if (r["task"], r["lag"], r["cell"]) == place]
         solved = [r["sequences"] for r in group if r["solved"]]
+        felt = [r["log10_felt"] for r in group]
         finite = [r["test_error"] for r in group if r["test_error"] is not None]
         rows.append(
             {
                 **dict(zip(("task", "lag", "cell"), place, strict=True)),
+                "log10_felt": None if None in felt else number(np.median(felt)),
                 "seeds": len(group),
                 "solved": len(solved),
                 "sequences": int(np.median(solved)) if solved else None,
@@ -305,7 +325,10 @@ def summarise(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def format_table(summary: list[dict[str, Any]]) -> str:
     """Who solved what, beside what was published."""
-    head = f"{'task':<16}{'lag':>6}  {'cell':<38}{'solved':>7}{'sequences':>11}{'wrong':>12}{'error':>10}{'seconds':>9}"
+    head = (
+        f"{'task':<16}{'lag':>6}  {'cell':<34}{'felt':>10}{'solved':>8}{'sequences':>11}{'wrong':>11}{'error':>10}"
+        f"{'seconds':>9}"
+    )
     lines = [head, "-" * len(head)]
     for task, lag in dict.fromkeys((row["task"], row["lag"]) for row in summary):
         rows = [r for r in summary if (r["task"], r["lag"]) == (task, lag)]
@@ -313,14 +336,15 @@ def format_table(summary: list[dict[str, Any]]) -> str:
             sequences = f"> {row['max_sequences']}" if row["sequences"] is None else f"{row['sequences']}"
             error = "-" if row["test_error"] is None else f"{row['test_error']:.2g}"
             solved, wrong = f"{row['solved']}/{row['seeds']}", f"{row['test_wrong']}/{row['tested']}"
+            felt = "-" if row["log10_felt"] is None else power_of_ten(row["log10_felt"])
             lines.append(
-                f"{task:<16}{lag:>6}  {row['cell']:<38}{solved:>7}{sequences:>11}{wrong:>12}{error:>10}"
+                f"{task:<16}{lag:>6}  {row['cell']:<34}{felt:>10}{solved:>8}{sequences:>11}{wrong:>11}{error:>10}"
                 f"{row['seconds']:>9.0f}"
             )
         for known in (p for p in PUBLISHED if (p["task"], p["lag"]) == (task, lag)):
             sequences, wrong, error = (str(known.get(k, "")) for k in ("sequences", "test_wrong", "error"))
-            lines.append(f"{'':<24}{'published: ' + known['source']:<45}{sequences:>11}{wrong:>12}{error:>10}")
-        lines.append(f"{'':<24}{'remembering nothing':<45}{'':>11}{'':>12}{rows[0]['baseline']:>10.2g}")
+            lines.append(f"{'':<24}{'published: ' + known['source']:<52}{sequences:>11}{wrong:>11}{error:>10}")
+        lines.append(f"{'':<24}{'remembering nothing':<52}{'':>11}{'':>11}{rows[0]['baseline']:>10.2g}")
     return "\n".join(lines)
 
 
@@ -332,6 +356,7 @@ def write_results(settings: Settings, records: list[dict[str, Any]], complete: b
         "settings": {  # of the last command; each record has its own
             **{k: v for k, v in dataclasses.asdict(settings).items() if k not in ("out", "progress")},
             "complete": complete,
+            "log10_felt": "before training, ‖∂L/∂s‖ behind the first step over that behind the last",
             "sequences": "training sequences until the criterion was met; null: it was not, within max_sequences",
             "seconds": "of training, without compiling",
             "curve": "mean error of each 2000 training sequences (Reber: 400), each judged before it is learnt from",

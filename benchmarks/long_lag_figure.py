@@ -11,7 +11,11 @@ from lstmjax.plot import LINES, STYLE
 
 # The colours of the gradient benchmark, where there are six cells.
 STYLES: dict[str, dict[str, Any]] = dict(
-    zip(("tanh RNN", "GRU", "LSTM b_f=1", "LSTM chrono"), (LINES[0], LINES[2], LINES[4], LINES[5]), strict=True)
+    zip(
+        ("tanh RNN", "tanh RNN uniform", "GRU", "LSTM b_f=1", "LSTM chrono"),
+        (LINES[0], LINES[1], LINES[2], LINES[4], LINES[5]),
+        strict=True,
+    )
 )
 FLOOR = 1e-4
 """Errors below this share of the baseline are drawn here; many are exactly 0."""

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tyro
 
+import lstmjax
 from benchmarks import long_lag
 from benchmarks.long_lag_tasks import LAGS, PUBLISHED, Criterion, make_problem
 
@@ -38,6 +39,7 @@ def test_writes_and_does_not_run_again_what_is_there(tmp_path, capsys):
         assert (r["solved"], r["sequences"], r["sequences_run"], len(r["curve"])) == (False, None, 200, 1)
         assert r["tested"] == {"adding": 2560, "embedded Reber": 512}[r["task"]]
         assert 0 <= r["test_wrong"] <= r["tested"]
+        assert (r["log10_felt"] is None) == (r["task"] == "embedded Reber")
     with (tmp_path / "long_lag.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(r["task"], r["cell"]) for r in rows] == [(p[0], p[2]) for p in places]
@@ -71,17 +73,40 @@ def test_a_run_that_is_cut_short_keeps_what_was_trained(tmp_path, monkeypatch, c
     results = json.loads((tmp_path / "long_lag.json").read_text())
     assert results["settings"]["complete"] is False
     assert [r["seed"] for r in results["records"]] == [0, 1]
-    assert "Cut short: 2 of 8 runs" in capsys.readouterr().err
+    assert "Cut short: 2 of 10 runs" in capsys.readouterr().err
     left = [r for r in long_lag.plan(settings) if not r.done_in(results["records"])]
-    assert len(left) == 6
+    assert len(left) == 8
 
 
 def finished(r, *, solved=True, error=0.01):
     return {
-        **r._asdict(), "solved": solved, "sequences": 4000 if solved else None, "sequences_run": 6000,
-        "diverged": error is None, "seconds": 1.0, "test_wrong": 3, "tested": 2560, "test_error": error,
+        **r._asdict(), "log10_felt": -3.0, "solved": solved, "sequences": 4000 if solved else None,
+        "sequences_run": 6000, "diverged": error is None, "seconds": 1.0, "test_wrong": 3, "tested": 2560, "test_error": error,
         "baseline": 0.5, "criterion": "", "curve": [0.3, 0.1],
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("cell_name", ["tanh RNN uniform", "LSTM chrono"])
+def test_what_is_felt_of_the_first_step(cell_name):
+    run = long_lag.plan(
+        long_lag.Settings(tasks=("adding",), lags=(5,), cells=(cell_name,), hidden_size=4, batch_size=7)
+    )[0]
+    problem, cell = make_problem("adding", 5), long_lag.make_cell(cell_name, 4, 5)
+    programs = long_lag.make_programs(run, problem)
+    params, key = programs.init(jax.random.key(0)).params, jax.random.key(1)
+    batch = problem.draw(7)(key)
+
+    def from_state(state, xs):
+        h = lstmjax.unroll(cell, params["cell"], xs, state)[0].h
+        return problem.loss(h @ params["w"] + params["b"], batch)
+
+    def norm(steps):
+        state, _ = lstmjax.unroll(cell, params["cell"], batch.xs[:steps])
+        grads = jax.tree.leaves(jax.grad(from_state)(state, batch.xs[steps:]))
+        return np.linalg.norm(np.concatenate(grads, axis=-1), axis=-1)
+
+    wanted = np.median(np.log10(norm(1) / norm(len(batch.xs))))
+    np.testing.assert_allclose(programs.felt(params, key), wanted, rtol=1e-5)
 
 
 def test_failures_are_counted():
