@@ -4,9 +4,15 @@
 * Cells: ``lstm``, ``projected_lstm``, ``gru``, ``rnn``, each a ``Cell`` of pure functions
 * Over time: ``unroll``, ``state_history``; in layers and directions, ``init_stack``, ``unroll_stack``
 * Gradients: :mod:`lstmjax.gradients`
-* Flax: :mod:`lstmjax.nn.nnx`, :mod:`lstmjax.nn.linen`, imported where they are wanted
-* Explained: :mod:`lstmjax.explain`, also a program: ``python -m lstmjax.explain``
 * Weights: :mod:`lstmjax.convert`, to and from other libraries
+
+With an ``import`` of their own:
+
+* Training: :mod:`lstmjax.training`, on Optax: steps, runs that survive being cut off, many devices
+* Data: :mod:`lstmjax.tasks`, to run and to learn on
+* Explained: :mod:`lstmjax.explain`, one unit with all its numbers; also a program: ``python -m lstmjax.explain``
+* Figures: :mod:`lstmjax.plot`, of measurements; :mod:`lstmjax.drawing`, of the unit
+* Flax: :mod:`lstmjax.nn.nnx`, :mod:`lstmjax.nn.linen`
 """
 
 from lstmjax import convert, gates, gradients, init

@@ -1,4 +1,6 @@
-"""The unit as a drawing, with its numbers, and its memories day by day. Needs matplotlib: ``lstmjax[plots]``.
+"""The unit as a drawing, with its numbers, and its memories day by day.
+
+Needs matplotlib: ``pip install 'lstmjax[plots]'``.
 
 What is drawn comes as the named tuples of :mod:`lstmjax.explain`, which is not imported.
 """
@@ -7,8 +9,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import matplotlib.pyplot as plt
 import numpy as np
+
+try:
+    import matplotlib.pyplot as plt
+except ImportError as error:
+    raise ImportError(f"figures want matplotlib: pip install 'lstmjax[plots]' ({error})") from error
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch

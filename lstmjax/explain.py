@@ -1,5 +1,8 @@
 """One unit of an LSTM run with numbers: every intermediate by name, in the slides' words and in the field's.
 
+The slides are those of a lecture that runs one unit by hand: from long-term memory 2, short-term memory 1 and input 1
+to the memories after one step, and then over the share values of two companies.
+
 A gate's pre-activation is the sum of three parts, x W_x, h W_h and b, each one number for the unit; what follows is the
 arithmetic of :mod:`lstmjax.gates`, which computes every number here::
 
@@ -114,11 +117,11 @@ def explain_step(params: Any, state: Any, x: Any, *, unit: int = 0) -> Explanati
         params: an LSTM's weights, of any width.
         state: its state, c and h each ``[H]``.
         x: ``[I]`` input, floating.
-        unit: which of the H units.
+        unit: which of the H units, counted from 0.
 
     Returns:
         An :class:`Explanation`, in the dtype the step computes in. Its ``new_c`` and ``new_h`` are the step's, to
-        rounding.
+        rounding. :func:`format_explanation` makes a table of it, :func:`lstmjax.drawing.unit_diagram` the picture.
 
     Raises:
         TypeError: params or state are not an LSTM's, unit is no whole number, or x is not floating.
@@ -180,10 +183,11 @@ def format_explanation(explanation: Explanation) -> str:
     """One step as a table within 100 columns: the slides' words, the field's term, in numbers, value.
 
     Where there are several inputs or units, a gate's sums over them have lines of their own. Values are given to six
-    decimals, the numbers that make them to four: a number that reads 1 is 1, one that reads 1.0000 is nearly so.
+    decimals, the numbers that make them to four: a number that reads 1 is 1, one that reads 1.0000 is nearly so. See
+    :func:`lstmjax.drawing.unit_diagram` for the picture.
 
     Args:
-        explanation: of one step, as :func:`explain_step` makes it.
+        explanation: of one step and one unit, as :func:`explain_step` makes it: its ``unit=`` says which.
 
     Returns:
         The table.
@@ -401,7 +405,7 @@ def _sum(a: Any, b: Any) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Run the slides' LSTM unit with numbers: one step of it, or the share values of companies A and B day by day.
+    """Run one LSTM unit with numbers, as a lecture's slides do: one step, or two companies' share values day by day.
 
     Attributes:
         c: Long-term memory before the first step; 2 for one step, 0 for a sequence.
@@ -440,7 +444,7 @@ def main(settings: Settings) -> None:
             days = {n: explain_sequence(params, company_values(n, jnp.float64), state) for n in settings.sequence}
             targets = {f"company {n}": COMPANIES[n].target for n in days}
             for n, steps in days.items():
-                print(f"Company {n}: day 5 told as {steps.new_h[-1]:.4f}, wanted {COMPANIES[n].target:g}\n")
+                print(f"Company {n}: day 5 predicted as {steps.new_h[-1]:.4f}, wanted {COMPANIES[n].target:g}\n")
                 print(f"{format_sequence(steps, step='day')}\n")
             titled = {f"company {n}": steps for n, steps in days.items()}
             figure = drawing and drawing.memory_diagram(titled, step="day", targets=targets)
@@ -458,7 +462,7 @@ def _drawing() -> Any:
     try:
         from lstmjax import drawing
     except ImportError as error:
-        sys.exit(f"--picture needs matplotlib: pip install 'lstmjax[plots]' ({error})")
+        sys.exit(f"--picture: {error}")
     return drawing
 
 
@@ -467,7 +471,7 @@ def _command_line() -> Settings:
         import tyro
     except ImportError as error:
         sys.exit(f"python -m lstmjax.explain needs tyro: pip install 'lstmjax[benchmarks]' ({error})")
-    return tyro.cli(Settings)
+    return tyro.cli(Settings, prog="python -m lstmjax.explain")
 
 
 if __name__ == "__main__":

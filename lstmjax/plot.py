@@ -6,8 +6,12 @@ Needs matplotlib: ``pip install 'lstmjax[plots]'``.
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import matplotlib.pyplot as plt
 import numpy as np
+
+try:
+    import matplotlib.pyplot as plt
+except ImportError as error:
+    raise ImportError(f"figures want matplotlib: pip install 'lstmjax[plots]' ({error})") from error
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator
 from numpy.typing import NDArray

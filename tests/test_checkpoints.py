@@ -198,13 +198,14 @@ class TestResumed:
         assert int(run(100).state.step) == 25
         again = run(100)  # the same command once more: it had stopped, and stays stopped
         assert again.stopped_early
-        assert not again.history
+        assert again.history["loss"].shape == (0,)
 
-    def test_a_finished_run_is_finished(self, tmp_path):
+    def test_a_finished_run_is_finished_and_says_so(self, tmp_path, capsys):
         first = fit(tmp_path, 10)
         again = fit(tmp_path, 10)
         chex.assert_trees_all_equal(again.state.params, first.state.params)
-        assert not again.history
+        assert again.history["step"].shape == again.history["loss"].shape == (0,)
+        assert f"lstmjax: already at step 10 in {tmp_path / 'c'}; nothing to do" in capsys.readouterr().err
 
 
 class TestKept:
@@ -233,13 +234,15 @@ class TestKept:
         fit(tmp_path, 10)
         with pytest.raises(training.CheckpointError, match=r"no checkpoint of step 7 .* there are \[10\]"):
             training.load_state(tmp_path / "c", fresh(), 7)
+        with pytest.raises(training.CheckpointError, match="has an evaluation; wanted one kept with keep_best"):
+            training.load_state(tmp_path / "c", fresh(), "best")
 
     def test_another_model_is_not_damage(self, tmp_path):
         fit(tmp_path, 10)
         other = training.init_state({"w": jnp.ones(3)}, OPTIMIZER, jax.random.key(0))
         with pytest.raises(
-            ValueError,
-            match=r"checkpoint of step 10 has .* at state.*, and this run .*; wanted the model",
+            training.AnotherModelError,
+            match=r"checkpoint of step 10 has .* at state.*, and this run has nothing there; wanted the model",
         ):
             fit(tmp_path, 20, state=other)
         assert steps_in(tmp_path / "c") == [10]

@@ -1,5 +1,6 @@
 """The unit explained: the slides' numbers by name, any unit of any cell, tables, drawings and the command line."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -265,11 +266,18 @@ def test_command_line(tmp_path):
     assert not out.stderr
 
 
+def test_help_names_the_command(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["/somewhere/lstmjax/explain.py", "--help"])
+    with pytest.raises(SystemExit):
+        explain._command_line()
+    assert "usage: python -m lstmjax.explain " in capsys.readouterr().out
+
+
 def test_main_of_the_companies(tmp_path, capsys):
     explain.main(explain.Settings(sequence=("A", "B"), picture=tmp_path / "companies.svg"))
     printed = capsys.readouterr().out
-    assert "Company A: day 5 told as 0.0064, wanted 0" in printed
-    assert "Company B: day 5 told as 0.9694, wanted 1" in printed
+    assert "Company A: day 5 predicted as 0.0064, wanted 0" in printed
+    assert "Company B: day 5 predicted as 0.9694, wanted 1" in printed
     assert "<svg" in (tmp_path / "companies.svg").read_text()
 
 
@@ -277,9 +285,13 @@ def test_missing_extras_are_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "tyro", None)
     with pytest.raises(SystemExit, match=r"needs tyro: pip install 'lstmjax\[benchmarks\]'"):
         explain._command_line()
-    monkeypatch.delattr(lstmjax, "drawing")
-    monkeypatch.setitem(sys.modules, "lstmjax.drawing", None)
-    with pytest.raises(SystemExit, match=r"needs matplotlib: pip install 'lstmjax\[plots\]'"):
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+    for name in ("drawing", "plot"):
+        monkeypatch.delattr(lstmjax, name, raising=False)
+        monkeypatch.delitem(sys.modules, f"lstmjax.{name}", raising=False)
+        with pytest.raises(ImportError, match=r"figures want matplotlib: pip install 'lstmjax\[plots\]'"):
+            importlib.import_module(f"lstmjax.{name}")
+    with pytest.raises(SystemExit, match=r"--picture: figures want matplotlib: pip install 'lstmjax\[plots\]'"):
         explain.main(explain.Settings(picture=Path("unit.png")))
 
 

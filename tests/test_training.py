@@ -1,5 +1,6 @@
 """Training: a step is the hand-written one, a loop is its steps, and what is measured is what happened."""
 
+import functools
 import io
 import json
 import sys
@@ -310,7 +311,10 @@ def stepped(result):
 BAD_CALLS = {
     "clip_norm": (ValueError, "clip_norm is -1", lambda: training.make_train_step(loss_fn, OPTIMIZER, clip_norm=-1)),
     "compute_dtype": (TypeError, "compute_dtype is .*int32", lambda: training.make_train_step(loss_fn, OPTIMIZER, compute_dtype=jnp.int32)),
-    "no metrics": (ValueError, r"loss_fn returned .*wanted a pair, \(loss, metrics\)", lambda: stepped(jnp.float32(1))),
+    "no metrics": (ValueError, r"loss_fn returned one value; wanted a pair, \(loss, metrics\), metrics {} where", lambda: stepped(jnp.float32(1))),
+    "three values": (ValueError, "loss_fn returned 3 values; wanted a pair", lambda: stepped((jnp.float32(1), {}, {}))),
+    "arguments of a loss": (TypeError, r"loss_fn takes \(w, x\); wanted loss_fn\(params, batch, key\)", lambda: training.make_train_step(lambda w, x: (w, {}), OPTIMIZER)),
+    "arguments of a loss with a carry": (TypeError, r"wanted loss_fn\(params, carry, batch, key\)", lambda: training.make_tbptt_step(loss_fn, OPTIMIZER)),
     "a vector of losses": (ValueError, r"loss of shape \(3,\); wanted a scalar", lambda: stepped((jnp.ones(3), {}))),
     "a vector as a metric": (ValueError, r"metric 'a' of shape \(3,\)", lambda: stepped((jnp.float32(1), {"a": jnp.ones(3)}))),
     "a metric's name": (ValueError, "a metric 'grad_norm', which is one of the step's own", lambda: stepped((jnp.float32(1), {"grad_norm": 1.0}))),
@@ -321,15 +325,25 @@ BAD_CALLS = {
     "early_stopping": (ValueError, "early_stopping wants evaluate", lambda: short(early_stopping=training.EarlyStopping())),
     "the metric of early stopping": (ValueError, r"goes by 'eval/loss', and evaluate returned \['eval/w'\]", lambda: short(early_stopping=training.EarlyStopping(), evaluate=lambda p: {"w": 1.0}, evaluate_every=1)),
     "batches": (TypeError, "batches is int; wanted an iterable", lambda: short(batches=3)),
+    "one batch, a tuple": (TypeError, r"batches is a tuple of length 2, which looks like one batch; wanted .*\[batch\]", lambda: short(batches=(np.ones((T, B, I)), np.ones(B)))),
+    "one batch, a dict": (TypeError, "batches is a dict of length 1, which looks like one batch", lambda: short(batches={"xs": np.ones((T, B, I))})),
     "no batches": (ValueError, "batches is empty", lambda: short(batches=[])),
     "batches that end": (ValueError, "batches ended after 1; wanted more", lambda: short(batches=iter([np.ones((T, B, I), np.float32)]))),
     "batches that differ": (ValueError, r"batch 2 has shapes \(6, 1, 3\), and batch 1 \(6, 4, 3\)", lambda: short(batches=[np.ones((T, B, I), np.float32), np.ones((T, 1, I), np.float32)], steps_per_call=2)),
     "an iterator to evaluate on": (ValueError, "batches is an iterator", lambda: training.make_evaluate(lambda p, b: {}, iter([1]))),
     "every of a probe": (ValueError, "every is 0; wanted", lambda: training.probe(lambda p: p, every=0)),
     "a mesh": (ValueError, "axes are {'data': 7}; wanted sizes whose product", lambda: training.make_mesh(data=7)),
+    "keep_best": (ValueError, "checkpoints.keep_best is 1 and evaluate is None; wanted evaluate", lambda: short(checkpoints=training.Checkpoints("nowhere", keep_best=1))),
     "keep_last": (ValueError, "keep_last is 0; wanted", lambda: short(checkpoints=training.Checkpoints("nowhere", keep_last=0))),
     "mode": (ValueError, "mode is 'low'; wanted 'min' or 'max'", lambda: short(checkpoints=training.Checkpoints("nowhere", mode="low"))),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "loss", [jax.jit(loss_fn), jax.checkpoint(loss_fn), functools.partial(lambda n, *rest: loss_fn(*rest), 1), max]
+)
+def test_a_loss_is_anything_that_takes_the_arguments(loss):
+    training.make_train_step(loss, OPTIMIZER)
 
 
 @pytest.mark.parametrize("name", BAD_CALLS)

@@ -2,7 +2,8 @@
 
 * Step: ``init_state``, ``make_train_step``, ``make_tbptt_step``, ``make_train_loop``
 * Run: ``fit``, ``make_evaluate``, ``EarlyStopping``, ``probe``
-* Files: ``Checkpoints``, ``load_state``; ``JSONLines``, ``TensorBoard``, ``read_jsonl``
+* Files: ``Checkpoints``, ``load_state``, ``CheckpointError``, ``AnotherModelError``; ``JSONLines``, ``TensorBoard``,
+  ``read_jsonl``
 * Many devices: ``make_mesh``, ``batch_sharding``, ``shard_batch``, ``shard_params``, ``split_largest``,
   ``start_processes``; one script for all, see :mod:`lstmjax.training.sharding`
 
@@ -10,7 +11,7 @@ Orbax, Grain, tqdm and tensorboardX are imported where they are used.
 """
 
 from lstmjax.training.callbacks import EarlyStopping, make_evaluate, probe
-from lstmjax.training.checkpoints import CheckpointError, Checkpoints, load_state
+from lstmjax.training.checkpoints import AnotherModelError, CheckpointError, Checkpoints, load_state
 from lstmjax.training.fit import fit
 from lstmjax.training.loop import make_train_loop
 from lstmjax.training.metrics import JSONLines, Sink, TensorBoard, read_jsonl
@@ -28,6 +29,7 @@ from lstmjax.training.state import TrainState, init_state
 from lstmjax.training.step import make_tbptt_step, make_train_step
 
 __all__ = [
+    "AnotherModelError",
     "CheckpointError",
     "Checkpoints",
     "EarlyStopping",

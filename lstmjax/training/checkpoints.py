@@ -28,15 +28,19 @@ class CheckpointError(RuntimeError):
     """A checkpoint could not be written, or none could be read; the message says which is the last whole one."""
 
 
+class AnotherModelError(ValueError):
+    """The checkpoint is whole, and of another model or optimiser."""
+
+
 class Checkpoints(NamedTuple):
     """Where and when to save, and what to keep.
 
     Attributes:
         directory: of this run alone; made if need be, and seen by all processes.
-        every: how many steps apart. A run that ends, is interrupted or stops early saves as well.
+        every: how many steps apart, 1000 unless given. A run that ends, is interrupted or stops early saves as well.
         keep_last: how many of the newest are kept.
         keep_best: how many of the best are kept besides. Above 0, every evaluation that betters the best so far is
-            saved as well.
+            saved as well, and ``fit`` wants ``evaluate``.
         metric: what *best* means: its name in the records, ``"eval/..."`` for what ``evaluate`` returns.
         mode: ``"min"`` where smaller is better, ``"max"`` where larger is.
         asynchronous: write in the background while training goes on.
@@ -89,7 +93,7 @@ class Store:
         try:
             import orbax.checkpoint as ocp
         except ImportError:
-            raise ImportError("checkpoints want orbax-checkpoint: pip install lstmjax[training]") from None
+            raise ImportError("checkpoints want orbax-checkpoint: pip install 'lstmjax[training]'") from None
         self.config = config
         self.directory = Path(config.directory).absolute()
         self._ocp, self._read_only = ocp, read_only
@@ -174,8 +178,9 @@ class Store:
             What was read; None where there is no checkpoint at all.
 
         Raises:
-            ValueError: the checkpoint is of another model or optimiser.
-            CheckpointError: there is no such checkpoint, or all there are, are damaged.
+            AnotherModelError: a ``ValueError``: the checkpoint is of another model or optimiser.
+            CheckpointError: there is no such checkpoint, none has the evaluation that *best* asks for, or all there
+                are, are damaged.
         """
         self._manager.reload()
         found = sorted(self._manager.all_steps(), reverse=True)
@@ -185,6 +190,11 @@ class Store:
         steps = found if step is None else [s for s in found if s == best]
         if not steps:
             raise CheckpointError(f"no checkpoint of step {step!r} in {self.directory}; there are {sorted(found)}")
+        # Where nothing was evaluated, Orbax's best is the newest.
+        if step == "best" and (self._manager.metrics(steps[0]) or {}).get("cost") is None:
+            raise CheckpointError(
+                f"no checkpoint in {self.directory} has an evaluation; wanted one kept with keep_best and evaluate"
+            )
         for candidate in steps:
             restored, damage = self._try(candidate, template)
             if restored is not None:
@@ -219,7 +229,7 @@ class Store:
         """A checkpoint, or, where it is damaged on any process, in which way."""
         try:
             restored, damage = self._read(step, template), ""
-        except (_AnotherModelError, *_NOT_DAMAGE):
+        except (AnotherModelError, *_NOT_DAMAGE):
             raise
         except Exception as error:
             restored, damage = None, f"{type(error).__name__}: {error}"
@@ -277,8 +287,9 @@ def load_state(directory: str | os.PathLike, template: TrainState, step: int | s
         The state.
 
     Raises:
-        ValueError: the checkpoint is of another model or optimiser.
-        CheckpointError: there is no such checkpoint, or all there are, are damaged.
+        AnotherModelError: a ``ValueError``: the checkpoint is of another model or optimiser.
+        CheckpointError: there is no such checkpoint, none has the evaluation that *best* asks for, or all there
+            are, are damaged.
 
     >>> import tempfile, lstmjax, optax
     >>> from lstmjax import training
@@ -345,17 +356,13 @@ def _abstract(leaf: Any) -> Any:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
 
 
-class _AnotherModelError(ValueError):
-    """The checkpoint is whole, and of something else."""
-
-
 def _check_same(step: int, saved: dict[str, list], wanted: dict[str, list]) -> None:
     for path in sorted(saved.keys() | wanted.keys()):
         if saved.get(path) != wanted.get(path):
             was, now = (f"{s[path][1]}{s[path][0]}" if path in s else "nothing" for s in (saved, wanted))
-            raise _AnotherModelError(
-                f"the checkpoint of step {step} has {was} at state{path}, and this run {now}; wanted the model and "
-                "optimiser that it was saved with, or another directory"
+            raise AnotherModelError(
+                f"the checkpoint of step {step} has {was} at state{path}, and this run has {now} there; wanted the "
+                "model and optimiser that it was saved with, or another directory"
             )
 
 

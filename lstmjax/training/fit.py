@@ -36,8 +36,9 @@ def fit(
 
     The same command again goes on where the last one was cut off, by whatever means, and ends in the same bits: with
     the state, a checkpoint holds the position in ``batches`` and where early stopping stands, and calls end at the
-    same steps however often the run began. The host waits for metrics once a call, and then for those of the call
-    before, so that the device is never idle for it.
+    same steps however often the run began. Of a run that has ended it says so on standard error, and returns the state
+    with a history of length 0. The host waits for metrics once a call, and then for those of the call before, so that
+    the device is never idle for it.
 
     Args:
         state: from :func:`~lstmjax.training.init_state`; it is copied, and stays usable.
@@ -53,7 +54,8 @@ def fit(
         evaluate: ``params -> dict``, recorded as ``eval/...``; see :func:`~lstmjax.training.make_evaluate`.
         evaluate_every: how many steps apart; besides, at the end.
         early_stopping: when to stop by what is evaluated.
-        checkpoints: a directory, or :class:`~lstmjax.training.Checkpoints` to say more.
+        checkpoints: a directory, or :class:`~lstmjax.training.Checkpoints` to say more. A directory is saved to every
+            1000 steps and at the end, and keeps the two newest.
         metrics: where records go: the path of a file of JSON lines, a :class:`~lstmjax.training.Sink`, or a sequence
             of these. The first process writes.
         log_every: the step's metrics are written at steps that this divides.
@@ -65,8 +67,9 @@ def fit(
         The :class:`FitResult`.
 
     Raises:
-        TypeError: ``batches`` is neither iterable nor a function.
-        ValueError: an argument is out of range; batches end or do not stack; the checkpoint is of another model.
+        TypeError: ``batches`` is neither iterable nor a function, or is one batch: a dict, or a tuple of arrays.
+        ValueError: an argument is out of range; batches end or do not stack.
+        AnotherModelError: a ``ValueError``: the checkpoint is of another model or optimiser.
         FloatingPointError: loss, gradient or update are not finite. What is saved is from before.
         CheckpointError: a checkpoint could not be written, or none of those there are could be read.
         OSError: metrics could not be written.
@@ -98,6 +101,18 @@ def fit(
     _check(steps, periods, evaluate, evaluate_every, early_stopping)
     if checkpoints is not None and not isinstance(checkpoints, Checkpoints):
         checkpoints = Checkpoints(checkpoints)
+    if checkpoints is not None and checkpoints.keep_best > 0 and evaluate is None:
+        raise ValueError(
+            f"checkpoints.keep_best is {checkpoints.keep_best} and evaluate is None; wanted evaluate and "
+            "evaluate_every, or keep_best=0"
+        )
+    # A tuple of arrays could be batches of one array each, and is far more often one batch, such as (inputs, targets).
+    arrays = isinstance(batches, tuple) and len(batches) > 0 and all(hasattr(part, "shape") for part in batches)
+    if arrays or isinstance(batches, dict):
+        raise TypeError(
+            f"batches is a {type(batches).__name__} of length {len(batches)}, which looks like one batch; wanted an "
+            "iterable of batches, such as [batch]"
+        )
     if not (callable(batches) or hasattr(batches, "__iter__")):
         raise TypeError(f"batches is {type(batches).__name__}; wanted an iterable of batches, or a function of a key")
     run = Run(

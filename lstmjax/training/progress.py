@@ -21,7 +21,7 @@ class Progress:
             import tqdm
         except ImportError:
             if shown:
-                raise ImportError("progress wants tqdm: pip install lstmjax[training]") from None
+                raise ImportError("progress wants tqdm: pip install 'lstmjax[training]'") from None
             return
         options: dict[str, Any] = {"total": total, "initial": start, "unit": "step", "dynamic_ncols": True}
         if in_notebook():

@@ -19,7 +19,7 @@ from lstmjax.training.metrics import JSONLines, Record, Sink, first_not_finite, 
 from lstmjax.training.progress import Progress
 from lstmjax.training.sharding import shard_batch, stacked
 from lstmjax.training.state import TrainState
-from lstmjax.training.step import Step
+from lstmjax.training.step import OWN_METRICS, Step
 
 
 class FitResult(NamedTuple):
@@ -27,7 +27,9 @@ class FitResult(NamedTuple):
 
     Attributes:
         state: after the last step.
-        history: the step's metrics, ``[n]`` each, with ``step``; of the steps that this process made.
+        history: the step's metrics, ``[n]`` each, with ``step``; of the steps that this process made. Where the run had
+            ended before, of length 0, and without what the loss adds. The whole curve, over all restarts, is in the
+            file given as ``metrics``: :func:`~lstmjax.training.read_jsonl`.
         records: what evaluation and callbacks recorded, in order; of this process.
         stopped_early: whether early stopping ended it.
     """
@@ -137,7 +139,10 @@ class Run:
                 )
             self.batches.go_to(positions[jax.process_index()])
         if jax.process_index() == 0:
-            print(f"lstmjax: going on from step {restored.step} in {self.store.directory}", file=sys.stderr, flush=True)
+            at = f"step {restored.step} in {self.store.directory}"
+            ended = "stopped early" if self.stopped else "already" if restored.step >= self.steps else None
+            said = f"{ended} at {at}; nothing to do" if ended else f"going on from {at}"
+            print(f"lstmjax: {said}", file=sys.stderr, flush=True)
         return restored.state
 
     def _take(self, count: int) -> Any:
@@ -249,7 +254,7 @@ class Run:
 
     def _history(self) -> dict[str, np.ndarray]:
         if not self.history:
-            return {}
+            return {"step": np.empty(0, int), **{name: np.empty(0, np.float32) for name in OWN_METRICS}}
         return {name: np.concatenate([part[name] for part in self.history]) for name in self.history[0]}
 
 

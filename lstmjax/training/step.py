@@ -1,5 +1,6 @@
 """One step of training, pure: gradient, clipping, update, and what is measured on the way."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -41,7 +42,7 @@ def make_train_step(
 
     Raises:
         ValueError: ``clip_norm`` is not positive; at trace time, ``loss_fn`` returns something else.
-        TypeError: ``compute_dtype`` is not floating.
+        TypeError: ``compute_dtype`` is not floating, or ``loss_fn`` takes other arguments.
 
     >>> import lstmjax
     >>> from lstmjax import training
@@ -58,6 +59,7 @@ def make_train_step(
     >>> float(metrics["grad_norm"]) > 0.01, round(float(metrics["clipped_grad_norm"]), 5)
     (True, 0.01)
     """
+    _check_arguments(loss_fn, "params, batch, key")
 
     def carried(params, carry, batch, key):
         loss, metrics = _pair("loss_fn", loss_fn(params, batch, key), "(loss, metrics)")
@@ -73,7 +75,9 @@ def make_tbptt_step(
     """A training step of truncated backpropagation through time: the state crosses the border, the gradient does not.
 
     A batch is one window of longer sequences; ``state.carry`` holds the recurrent state at its beginning, and, after
-    the step, at its end. Where a new sequence begins inside a window, say so to the unroll by its ``resets``.
+    the step, at its end. Where a new sequence begins inside a window, say so to the unroll by its ``resets``. When
+    the batches have ended and are begun again, the carry of their end goes on into their beginning, unless ``resets``
+    at the first step of the first window, or the loss, sets it to zero.
 
     Args:
         loss_fn: ``(params, carry, batch, key) -> (loss, (carry, metrics))``.
@@ -107,6 +111,7 @@ def make_tbptt_step(
         raise ValueError(f"clip_norm is {clip_norm}; wanted a positive number, or None")
     if compute_dtype is not None and not jnp.issubdtype(compute_dtype, jnp.floating):
         raise TypeError(f"compute_dtype is {compute_dtype}; wanted a floating dtype, such as jnp.bfloat16, or None")
+    _check_arguments(loss_fn, "params, carry, batch, key")
     update = optax.with_extra_args_support(optimizer).update
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
@@ -163,5 +168,19 @@ def _checked(result: Any, carry: Any) -> tuple[Array, tuple[Any, Metrics]]:
 
 def _pair(who: str, result: Any, wanted: str) -> Any:
     if not (isinstance(result, tuple) and len(result) == 2):
-        raise ValueError(f"{who} returned {type(result).__name__}; wanted a pair, {wanted}")
+        what = f"{len(result)} values" if isinstance(result, tuple) else type(result).__name__
+        what = "one value" if isinstance(result, jax.Array) else what  # a tracer's own name says nothing
+        raise ValueError(f"{who} returned {what}; wanted a pair, {wanted}, metrics {{}} where there are none")
     return result
+
+
+def _check_arguments(loss_fn: Callable, wanted: str) -> None:
+    try:
+        # Of a wrapper its own: what it wraps may take other arguments than it is given.
+        signature = inspect.signature(loss_fn, follow_wrapped=False)
+    except (TypeError, ValueError):
+        return  # it cannot be told
+    try:
+        signature.bind(*wanted.split(", "))
+    except TypeError:
+        raise TypeError(f"loss_fn takes {signature}; wanted loss_fn({wanted})") from None
