@@ -3,6 +3,9 @@
 #   make gradients    set up, then measure how the gradient of an RNN and of an LSTM decays; results in out/
 #   make test         set up, then run the tests
 #
+# And: study, throughput, long-lag (what decides the decay; speed; who learns over a long lag), notebooks, docs, lint,
+# format, results (what is committed, anew), clean.
+#
 # PYTHON chooses the interpreter, VENV the environment's folder, EXTRAS what is installed beside the library.
 
 PYTHON ?= python3
@@ -15,7 +18,10 @@ BIN := $(VENV)/bin
 comma := ,
 INSTALLED := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 
-.PHONY: setup gradients study throughput test lint format results results-newest notebooks docs clean
+.PHONY: help setup gradients study throughput long-lag test lint format results results-newest notebooks docs clean
+
+help:
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
 
 gradients: $(INSTALLED)
 	$(BIN)/python -m benchmarks.gradient_norms --out $(OUT)
@@ -37,6 +43,21 @@ format: $(INSTALLED)
 study: $(INSTALLED)
 	$(BIN)/python -m benchmarks.gradient_study --out $(OUT)
 
+# What the page shows, as it was run: hours. Runs that are in results/long_lag.json are not run again.
+LONG_LAG = $(BIN)/python -m benchmarks.long_lag --out benchmarks/results --tasks
+FOUR = --cells "tanh RNN" GRU "LSTM b_f=1" "LSTM chrono"
+long-lag: $(INSTALLED)
+	$(LONG_LAG) "adding 1997" "temporal order" --max-sequences 100000 $(FOUR)
+	$(LONG_LAG) "embedded Reber" --max-sequences 30000 $(FOUR)
+	$(LONG_LAG) "noisy lag" --max-sequences 50000 $(FOUR)
+	$(LONG_LAG) "loan sentences" --lags 30 100 300 --max-sequences 30000
+	$(LONG_LAG) "loan sentences" --lags 1000 --max-sequences 30000 --cells "tanh RNN" "tanh RNN uniform" "LSTM chrono"
+	$(LONG_LAG) adding --lags 200 --max-sequences 120000 --cells "LSTM chrono"
+	$(LONG_LAG) adding --lags 600 1000 --cells "LSTM chrono"
+	$(LONG_LAG) copy --max-sequences 150000 --cells "LSTM chrono"
+	$(LONG_LAG) copy --max-sequences 60000 --cells "tanh RNN" GRU "LSTM b_f=1" --seeds 1
+	$(BIN)/python -m benchmarks.write_tables
+
 throughput: $(INSTALLED)
 	$(BIN)/python -m benchmarks.throughput --quick --out $(OUT)
 
@@ -47,6 +68,7 @@ results: $(INSTALLED)
 	$(BIN)/python -m benchmarks.gradient_study --out benchmarks/results
 	$(BIN)/python -m lstmjax.explain --picture notebooks/unit.png
 	$(BIN)/python -m benchmarks.throughput --out benchmarks/results
+	$(BIN)/python -m benchmarks.training --out benchmarks/results
 	$(BIN)/python -m benchmarks.write_tables
 
 # The same grid on the newest JAX: make results-newest EXTRAS=dev,peers PYTHON=python3.12 VENV=.venv-newest

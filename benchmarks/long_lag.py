@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -349,7 +349,9 @@ def format_table(summary: list[dict[str, Any]]) -> str:
 
 
 def write_results(settings: Settings, records: list[dict[str, Any]], complete: bool, picture: bool) -> None:
-    """Writes .json and .csv, and where ``picture`` is set .png, each whole or not at all."""
+    """Writes .json and .csv, and where ``picture`` is set .png, each whole or not at all; in order, however run."""
+    tasks, cells = list(LAGS), get_args(CellName)
+    records = sorted(records, key=lambda r: (tasks.index(r["task"]), r["lag"], cells.index(r["cell"]), r["seed"]))
     summary = summarise(records)
     results = {
         "environment": environment("float32", "optax"),

@@ -94,8 +94,12 @@ def main(settings: Settings) -> None:
         bar.close()
         if any(results.values()):
             write_results(settings, text, results)
-            print(f"{format_speed(results['speed'])}\n\n{format_characters(results['characters'], entropies(text))}")
-            print(f"\nWrote training.json and .png to {settings.out}/")
+            speed, characters = results["speed"], results["characters"]
+            tables = ([format_speed(speed)] if speed else []) + (
+                [format_characters(characters, entropies(text))] if characters else []
+            )
+            print("\n\n".join(tables))
+            print(f"\nWrote training.json{' and .png' if characters else ''} to {settings.out}/")
 
 
 def build(

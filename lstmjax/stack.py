@@ -33,7 +33,7 @@ def init_stack(layers: Sequence[Layer], key: Key, input_size: int, dtype=jnp.flo
 
     Raises:
         ValueError: there is no layer.
-        TypeError: a layer is neither a cell nor a pair of cells.
+        TypeError: layers is a single cell, or a layer is neither a cell nor a pair of cells.
 
     >>> import lstmjax
     >>> layers = [(lstmjax.lstm(4), lstmjax.lstm(4)), lstmjax.gru(6)]
@@ -86,8 +86,9 @@ def unroll_stack(
 
     Raises:
         ValueError: the number of params or states is not that of the layers; the rate is outside [0, 1); rate and
-            key do not go together; and whatever :func:`~lstmjax.unroll` raises.
-        TypeError: a layer is neither a cell nor a pair of cells, or an option is unknown.
+            key do not go together; and whatever :func:`~lstmjax.unroll` raises, with the layer named.
+        TypeError: layers is a single cell, a layer is neither a cell nor a pair of cells, or an option is unknown; and
+            whatever :func:`~lstmjax.unroll` raises.
 
     >>> import lstmjax
     >>> layers = [(lstmjax.lstm(4), lstmjax.lstm(4)), lstmjax.gru(6)]
@@ -107,15 +108,22 @@ def unroll_stack(
     for depth, (layer, p, s) in enumerate(zip(layers, params, state, strict=True)):
         if depth and dropout_key is not None:
             ys = _dropout(jax.random.fold_in(dropout_key, depth), ys, dropout_rate)
-        if isinstance(layer, Cell):
-            final, ys = unroll(layer, p, ys, s, **options)
-        else:
-            s_forward, s_backward = (None, None) if s is None else s
-            ahead, ys_ahead = unroll(layer[0], p[0], ys, s_forward, **options)
-            back, ys_back = unroll(layer[1], p[1], ys, s_backward, reverse=True, **options)
-            final, ys = (ahead, back), jnp.concatenate([ys_ahead, ys_back], axis=-1)
+        try:
+            final, ys = _unroll_layer(layer, p, ys, s, options)
+        except (ValueError, TypeError) as error:
+            error.args = (f"layer {depth}: {error}",)
+            raise
         finals.append(final)
     return tuple(finals), ys
+
+
+def _unroll_layer(layer: Layer, params: Params, xs: Any, state: Any, options: dict[str, Any]) -> tuple[State, Array]:
+    if isinstance(layer, Cell):
+        return unroll(layer, params, xs, state, **options)
+    s_forward, s_backward = (None, None) if state is None else state
+    ahead, ys_ahead = unroll(layer[0], params[0], xs, s_forward, **options)
+    back, ys_back = unroll(layer[1], params[1], xs, s_backward, reverse=True, **options)
+    return (ahead, back), jnp.concatenate([ys_ahead, ys_back], axis=-1)
 
 
 def _dropout(key: Key, ys: Array, rate: float) -> Array:
@@ -131,12 +139,15 @@ def _output_size(cell: Cell, params: Params, input_size: int) -> int:
 
 
 def _check_layers(layers: Sequence[Layer]) -> None:
-    if isinstance(layers, Cell) or not len(layers):
+    if isinstance(layers, Cell):
+        raise TypeError("layers is a Cell; wanted a sequence, [cell]")
+    if not len(layers):
         raise ValueError(f"layers is {layers!r}; wanted a sequence of at least one layer")
     for depth, layer in enumerate(layers):
         pair = isinstance(layer, tuple) and len(layer) == 2 and all(isinstance(c, Cell) for c in layer)
         if not (isinstance(layer, Cell) or pair):
-            raise TypeError(f"layer {depth} is {layer!r}; wanted a Cell, or a pair of Cells, forwards and backwards")
+            given = type(layer).__name__ + (f" of {len(layer)}" if isinstance(layer, tuple | list) else "")
+            raise TypeError(f"layer {depth} is a {given}; wanted a Cell, or a tuple of two, forwards and backwards")
 
 
 def _check_dropout(rate: float, key: Key | None) -> None:

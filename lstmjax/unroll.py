@@ -69,7 +69,7 @@ def unroll(
     Raises:
         ValueError: an argument has the wrong shape, structure or value; lengths are checked against T where they are
             known, and under ``jit`` count as T where they exceed it.
-        TypeError: an argument has the wrong dtype.
+        TypeError: an argument has the wrong dtype, or params are not those of one cell.
 
     >>> import lstmjax
     >>> cell = lstmjax.lstm(hidden_size=8)

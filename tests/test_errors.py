@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import lstmjax
-from lstmjax import gru, init_stack, lstm, rnn, state_history, unroll, unroll_stack
+from lstmjax import gru, init_stack, lstm, projected_lstm, rnn, state_history, unroll, unroll_stack
 from lstmjax.gradients import adjoint_norms, decay_fit
 
 
@@ -49,7 +49,13 @@ BAD_CALLS = {
     "size of state": (ValueError, r"state.c has shape \(2, 4\); wanted \(2, 5\)", lambda: unroll(cell, params, xs, lstm(4).initial_state((B,)))),
     "integer state": (TypeError, "state.h has dtype int32", lambda: unroll(cell, params, xs, state(h=jnp.ones((B, H), jnp.int32)))),
     "state of another step": (ValueError, r"state.h has shape \(4, 5\); wanted \(2, 5\)", lambda: cell.step(params, cell.initial_state((4,)), xs[0])),
-    "another size's params": (ValueError, r"state.h has shape \(2, 5\); wanted \(2, 4\)", lambda: unroll(cell, lstm(4).init(key, I), xs)),
+    "another size's params": (ValueError, r"^params are of H = 4 hidden units, and the cell, or a state given, of H = 5: state.h has shape \(2, 5\); wanted \(2, 4\)", lambda: unroll(cell, lstm(4).init(key, I), xs)),
+    "another size's params in a stack": (ValueError, "^layer 1: params are of H = 4 hidden units, and the cell, or a state given, of H = 5", lambda: unroll_stack([cell, lstm(5)], [params, lstm(4).init(key, H)], xs)),
+    "a dict of params": (TypeError, "params is a dict with keys 'lstm', 'w'; wanted LSTMParams", lambda: unroll(cell, {"lstm": params, "w": jnp.ones(H)}, xs)),
+    "a pair's params": (TypeError, "params is a tuple of 2; wanted LSTMParams; unroll_stack takes layers and pairs", lambda: unroll(cell, (params, params), xs)),
+    "a cell's params for a pair": (TypeError, r"layer 0: params is an array of shape \(3, 20\); wanted LSTMParams", lambda: unroll_stack([(cell, cell)], [params], xs)),
+    "no params": (TypeError, "params is a NoneType; wanted GRUParams", lambda: unroll(gru(H), None, xs)),
+    "a state as params": (TypeError, "params is a LSTMState; wanted ProjectedLSTMParams", lambda: unroll(projected_lstm(H, 2), state(), xs)),
     "weights of another cell": (ValueError, r"params.w_h has shape \(5, 15\); wanted \[H, 4·H\]", lambda: unroll(cell, params._replace(w_h=params.w_h[:, :15]), xs)),
     "a step that changes its carry": (ValueError, "the cell's step was given state .* and returned", lambda: unroll(cell._replace(step=lambda p, s, x: (s.c, s.h)), params, xs)),
     "remat_block": (ValueError, "remat_block is 0; wanted a whole number of steps", lambda: unroll(cell, params, xs, remat_block=0)),
@@ -70,8 +76,8 @@ BAD_CALLS = {
     "chrono": (ValueError, "max_lag is 2; wanted at least 3", lambda: lstmjax.init.chrono(2)),
     "per_gate": (ValueError, r"shape is \(4, 10\); wanted a last axis that 4 gates share", lambda: lstmjax.init.per_gate(jax.nn.initializers.zeros, 4)(key, (4, 10))),
     "no layer": (ValueError, r"layers is \[\]; wanted", lambda: init_stack([], key, I)),
-    "a cell for a stack": (ValueError, "wanted a sequence of at least one layer", lambda: init_stack(cell, key, I)),
-    "a layer of three": (TypeError, "layer 1 is .*; wanted a Cell, or a pair", lambda: init_stack([cell, (cell,) * 3], key, I)),
+    "a cell for a stack": (TypeError, r"^layers is a Cell; wanted a sequence, \[cell\]$", lambda: init_stack(cell, key, I)),
+    "a layer of three": (TypeError, "layer 1 is a tuple of 3; wanted a Cell, or a tuple of two", lambda: init_stack([cell, (cell,) * 3], key, I)),
     "too few params": (ValueError, "params has 1 entries; wanted one for each of the 2 layers", lambda: unroll_stack([cell, cell], [params], xs)),
     "too many states": (ValueError, "state has 2 entries; wanted one for each of the 1 layers", lambda: unroll_stack([cell], [params], xs, [None, None])),
     "dropout_rate": (ValueError, "dropout_rate is 1.5; wanted 0 ≤ rate < 1", lambda: unroll_stack([cell], [params], xs, dropout_rate=1.5, dropout_key=key)),
@@ -89,7 +95,9 @@ def test_bad_calls(name):
         call()
 
 
-@pytest.mark.parametrize("name", ["features of xs", "shape of lengths", "integer state", "kind of state"])
+@pytest.mark.parametrize(
+    "name", ["features of xs", "shape of lengths", "integer state", "kind of state", "a dict of params"]
+)
 def test_bad_calls_under_jit(name):
     exception, message, call = BAD_CALLS[name]
     with pytest.raises(exception, match=message):

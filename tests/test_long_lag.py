@@ -81,8 +81,8 @@ def test_a_run_that_is_cut_short_keeps_what_was_trained(tmp_path, monkeypatch, c
 def finished(r, *, solved=True, error=0.01):
     return {
         **r._asdict(), "log10_felt": -3.0, "solved": solved, "sequences": 4000 if solved else None,
-        "sequences_run": 6000, "diverged": error is None, "seconds": 1.0, "test_wrong": 3, "tested": 2560, "test_error": error,
-        "baseline": 0.5, "criterion": "", "curve": [0.3, 0.1],
+        "sequences_run": 6000, "diverged": error is None, "seconds": 1.0, "test_wrong": 3, "tested": 2560,
+        "test_error": error, "baseline": 0.5, "criterion": "", "curve": [0.3, 0.1],
     }  # fmt: skip
 
 

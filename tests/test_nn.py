@@ -498,7 +498,10 @@ class TestSequence:
                 (jax.tree.map(jnp.zeros_like, ahead), back._replace(w_h=back.w_h.astype(jnp.int32))),
                 second,
             ),
-            "params has structure .*; wanted": ((ahead, back),),
+            "params are 1 bidirectional layer of LSTMParams; wanted 2 bidirectional layers of": ((ahead, back),),
+            "params are 2 layers of LSTMParams; wanted 2 bidirectional layers of LSTMParams": (ahead, ahead),
+            "params are LSTMParams; wanted 2 bidirectional layers of LSTMParams": ahead,
+            r"params has structure PyTreeDef\(\(\)\); wanted": (),
         }
         for message, given in wrong.items():
             with pytest.raises((ValueError, TypeError), match=message):

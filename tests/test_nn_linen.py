@@ -5,6 +5,7 @@ import dataclasses
 import chex
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import optax
 import orbax.checkpoint
@@ -14,7 +15,7 @@ from flax.core import freeze
 from flax.training.train_state import TrainState
 
 import lstmjax
-from lstmjax.nn.linen import GRU, LSTM, GRUCell, LSTMCell, OptimizedLSTMCell, SimpleCell
+from lstmjax.nn.linen import GRU, LSTM, RNN, GRUCell, LSTMCell, OptimizedLSTMCell, SimpleCell
 
 T, B, I, H = 4, 2, 3, 4
 KEY = jax.random.key(0)
@@ -119,6 +120,13 @@ def test_boxes_of_metadata_are_taken_off():
     assert isinstance(boxed, linen.Partitioned)
     (params,) = model.params_from(variables)
     assert params.w_h is boxed.value
+
+
+@pytest.mark.parametrize("layers", [LSTM, GRU, RNN])
+def test_only_features_goes_by_place(layers, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as users run it
+    with pytest.raises(TypeError, match=f"{layers.__name__}.* takes 2 positional arguments but 3 were given"):
+        layers(4, 8)
 
 
 def test_bad_sizes():

@@ -71,6 +71,7 @@ def test_the_curve_is_the_adjoint_of_the_same_loss():
 
 def test_matched_by_parameters():
     report = gradient_report(CELLS, (XS, XS[-1]), hidden_size=12, match="parameters", seeds=1)
+    assert "medians over 1 seed\n" in report.table()
     counts = {r["cell"]: r["parameters"] for r in report.records}
     sizes = {r["cell"]: r["hidden_size"] for r in report.records}
     assert counts["LSTM"] == 4 * 12 * (4 + 12 + 1)
@@ -85,6 +86,9 @@ def test_matched_by_parameters():
 def test_table_and_figure(report):
     table = report.table()
     assert "matched by hidden size, 12; medians over 2 seeds" in table
+    assert "lag 10 " in table
+    assert "lag 100" not in table  # T is 40
+    assert "λ₁: leading Lyapunov exponent a step" in table.splitlines()[-1]
     assert all(f"{phase:<15} {cell:<20}" in table for phase in report.curves for cell in CELLS)
     axes = report.figure().axes
     assert [axis.get_title() for axis in axes] == ["initialisation", "3 steps"]
@@ -102,19 +106,45 @@ def test_data_can_be_drawn_for_every_seed_and_step():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "exception", "message"),
     [
-        ({"cells": {}}, "cells is empty"),
-        ({"seeds": 0}, "seeds is 0; wanted a whole number of at least 1"),
-        ({"train_steps": -1}, "train_steps is -1; wanted a whole number of at least 0"),
-        ({"match": "flops"}, "match is 'flops'; wanted 'hidden size' or 'parameters'"),
+        ({"cells": {}}, ValueError, "cells is empty"),
+        ({"cells": [lstmjax.lstm]}, TypeError, "cells is a list; wanted a dict of names and functions"),
+        ({"cells": {"L": lstmjax.lstm(4)}}, TypeError, r"cells\['L'\] is a Cell; wanted a function .* lstmjax.lstm"),
+        ({"seeds": 0}, ValueError, "seeds is 0; wanted a whole number of at least 1"),
+        ({"train_steps": -1}, ValueError, "train_steps is -1; wanted a whole number of at least 0"),
+        ({"match": "flops"}, ValueError, "match is 'flops'; wanted 'hidden size' or 'parameters'"),
     ],
 )
-def test_bad_settings(arguments, message, monkeypatch):
+def test_bad_settings(arguments, exception, message, monkeypatch):
     monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)
-    cells = arguments.pop("cells", CELLS)
-    with pytest.raises(ValueError, match=message):
-        gradient_report(cells, (XS, XS[-1]), **arguments)
+    with pytest.raises(exception, match=message):
+        gradient_report(**{"cells": CELLS, "data": (XS, XS[-1])} | arguments)
+
+
+@pytest.mark.parametrize(
+    ("xs", "targets", "exception", "message"),
+    [
+        (XS[:, 0], XS[-1], ValueError, r"xs has shape \(40, 4\); wanted \[T, B, I\]: xs\[:, None\] for one sequence"),
+        (
+            XS,
+            XS[-1, :, 0],
+            ValueError,
+            r"targets have shape \(3,\); wanted .* here \(3, O\): targets\[:, None\] for one",
+        ),
+        (XS, XS[:, :, :1], ValueError, r"targets have shape \(40, 3, 1\); wanted \[B, O\], here \(3, O\)$"),
+        (XS, XS[-1, :1], ValueError, r"targets have shape \(1, 4\); wanted \[B, O\], here \(3, O\)$"),
+        (
+            XS,
+            XS[-1].at[1, 2].set(np.nan),
+            FloatingPointError,
+            "targets at row 1 hold nan, the first that is not finite",
+        ),
+    ],
+)
+def test_bad_data(xs, targets, exception, message):
+    with pytest.raises(exception, match=message):
+        gradient_report({"RNN": lstmjax.rnn}, (xs, targets), hidden_size=6, seeds=1)
 
 
 def test_a_loss_that_is_not_finite_is_named():
@@ -127,3 +157,5 @@ def test_a_loss_that_is_not_finite_is_named():
 
     with pytest.raises(FloatingPointError, match="training RNN, seed 0: the loss is first not finite at step 0"):
         gradient_report({"RNN": lstmjax.rnn}, draw, loss_fn=loss_fn, hidden_size=6, seeds=1, train_steps=2)
+    with pytest.raises(FloatingPointError, match="RNN, seed 0, initialisation: the loss is nan"):
+        gradient_report({"RNN": lstmjax.rnn}, draw, loss_fn=loss_fn, hidden_size=6, seeds=1)

@@ -103,6 +103,20 @@ def check_activations(**activations: Any) -> None:
             )
 
 
+def check_kind(params: Any, kind: type) -> None:
+    """Raises where parameters are not one cell's: a dict that holds them, say, or a tuple of several cells'."""
+    if hasattr(params, "w_h"):
+        return
+    given, hint = f"a {type(params).__name__}", ""
+    if isinstance(params, dict):
+        given += f" with keys {', '.join(map(repr, params)) or 'none'}"
+    elif isinstance(params, tuple | list) and not hasattr(params, "_fields"):
+        given, hint = f"{given} of {len(params)}", "; unroll_stack takes layers and pairs"
+    elif (shape := getattr(params, "shape", None)) is not None:  # under a trace the type would be that of a tracer
+        given = f"an array of shape {shape}"
+    raise TypeError(f"params is {given}; wanted {kind.__name__}{hint}")
+
+
 def check_input(params: Any, x: Array) -> None:
     """Raises, at trace time, where an input does not fit the input weights, or is not floating."""
     if x.ndim < 1 or x.shape[-1] != params.w_x.shape[0]:
@@ -125,8 +139,11 @@ def check_step(gates: int, params: Any, h: Array, x: Array) -> None:
         )
     check_input(params, x)
     if h.shape != (*x.shape[:-1], hidden):
+        sizes = ""
+        if h.shape and h.shape[:-1] == x.shape[:-1]:  # said first, since an unroll may have made the state itself
+            sizes = f"params are of H = {hidden} hidden units, and the cell, or a state given, of H = {h.shape[-1]}: "
         raise ValueError(
-            f"state.h has shape {h.shape}; wanted {(*x.shape[:-1], hidden)}, "
+            f"{sizes}state.h has shape {h.shape}; wanted {(*x.shape[:-1], hidden)}, "
             f"the batch axes of x and H = {hidden} hidden units"
         )
 

@@ -14,6 +14,7 @@ from lstmjax.cells.base import (
     Recurrence,
     check_activations,
     check_hidden_size,
+    check_kind,
     check_step,
     from_h,
     from_x,
@@ -80,7 +81,7 @@ def gru_step(
 
     Raises:
         ValueError: x, state and params disagree in shape.
-        TypeError: x is not floating.
+        TypeError: x is not floating, or params are no cell's.
 
     Source: Cho et al. (2014), with the reset gate after the product.
 
@@ -89,6 +90,7 @@ def gru_step(
     >>> round(float(y[0]), 4)
     0.9946
     """
+    check_kind(params, GRUParams)
     check_step(3, params, state.h, x)
     by_x, before = working(x.astype(params.w_x.dtype) @ params.w_x + params.b, state.h)
     by_h, _ = working(state.h.astype(params.w_h.dtype) @ params.w_h, state.h)

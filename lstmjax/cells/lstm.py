@@ -15,6 +15,7 @@ from lstmjax.cells.base import (
     Recurrence,
     check_activations,
     check_hidden_size,
+    check_kind,
     check_step,
     from_h,
     from_x,
@@ -86,7 +87,7 @@ def lstm_step(
 
     Raises:
         ValueError: x, state and params disagree in shape.
-        TypeError: x is not floating.
+        TypeError: x is not floating, or params are no cell's.
 
     Source: :mod:`lstmjax.gates`, where each equation stands.
 
@@ -95,6 +96,7 @@ def lstm_step(
     >>> round(float(state.c[0]), 4), round(float(y[0]), 4)
     (2.6107, 0.8713)
     """
+    check_kind(params, LSTMParams)
     check_step(4, params, state.h, x)
     z, c_before = working(pre_activation(*params, x=x, h=state.h), state.c)
     z_i, z_f, z_g, z_o = split_gates(z, 4)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lstmjax import init as initializers
-from lstmjax.cells.base import Cell, check_hidden_size, check_input, like, working
+from lstmjax.cells.base import Cell, check_hidden_size, check_input, check_kind, like, working
 from lstmjax.cells.lstm import LSTMState
 from lstmjax.gates import (
     candidate,
@@ -55,7 +55,7 @@ def projected_lstm_step(
 
     Raises:
         ValueError: x, state and params disagree in shape, or params have no projection.
-        TypeError: x is not floating.
+        TypeError: x is not floating, or params are no cell's.
 
     Source: Sak, Senior & Beaufays (2014), without peepholes; PyTorch's ``proj_size``.
 
@@ -75,6 +75,7 @@ def projected_lstm_step(
 
 def _check_step(params: ProjectedLSTMParams, state: LSTMState, x: Any) -> None:
     """Raises, at trace time, where parameters, state and input do not fit one another."""
+    check_kind(params, ProjectedLSTMParams)
     w_p = getattr(params, "w_p", None)
     if w_p is None or w_p.ndim != 2:
         given = "nothing" if w_p is None else f"shape {w_p.shape}"
@@ -93,8 +94,8 @@ def _check_step(params: ProjectedLSTMParams, state: LSTMState, x: Any) -> None:
         given, wanted = getattr(state, name).shape, (*x.shape[:-1], size)
         if given != wanted:
             raise ValueError(
-                f"state.{name} has shape {given}; wanted {wanted}, the batch axes of x, and H = {hidden} for c, "
-                f"P = {projection} for h"
+                f"state.{name} has shape {given}; wanted {wanted}, the batch axes of x, and of params H = {hidden} for "
+                f"c, P = {projection} for h"
             )
 
 

@@ -14,6 +14,7 @@ from lstmjax.cells.base import (
     Recurrence,
     check_activations,
     check_hidden_size,
+    check_kind,
     check_step,
     from_h,
     from_x,
@@ -67,12 +68,13 @@ def rnn_step(
 
     Raises:
         ValueError: x, state and params disagree in shape.
-        TypeError: x is not floating.
+        TypeError: x is not floating, or params are no cell's.
 
     >>> params = RNNParams(jnp.ones((1, 1)), jnp.ones((1, 1)), jnp.zeros(1))
     >>> round(float(rnn_step(params, RNNState(jnp.array([1.0])), jnp.array([1.0]))[1][0]), 4)
     0.964
     """
+    check_kind(params, RNNParams)
     check_step(1, params, state.h, x)
     z, _ = working(pre_activation(*params, x=x, h=state.h), state.h)
     new = like(state, activation(z))

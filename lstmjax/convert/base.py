@@ -110,13 +110,15 @@ def check_dtypes(leaves: Mapping[str, Any]) -> None:
             raise TypeError(f"{key} has dtype {dtype} and {first} {leaves[first].dtype}; wanted one dtype for all")
 
 
-def check_keys(what: str, given: Iterable[str], wanted: Iterable[str]) -> None:
-    """Raises where a key is unknown or missing."""
+def check_keys(what: str, given: Iterable[str], wanted: Iterable[str], hint: str = "") -> None:
+    """Raises where a key is unknown or missing; ``hint`` ends the message."""
     given, wanted = list(given), list(wanted)
     unknown, missing = sorted(set(given) - set(wanted)), sorted(set(wanted) - set(given))
+    if len(missing) == 1 and not unknown:
+        raise ValueError(f"{what} lacks {missing[0]!r}; the other {len(given)} that are wanted are there")
     if unknown or missing:
         problem = f"holds the unknown {unknown[0]!r}" if unknown else f"lacks {missing[0]!r}"
-        raise ValueError(f"{what} {problem}; given {listed(given)}; wanted {listed(wanted)}")
+        raise ValueError(f"{what} {problem}; given {listed(given)}; wanted {listed(wanted)}{hint}")
 
 
 def listed(names: Iterable[str]) -> str:

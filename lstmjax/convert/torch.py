@@ -9,6 +9,7 @@
 Gates are in our order.
 """
 
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
@@ -39,6 +40,8 @@ from lstmjax.convert.base import (
 NAME = re.compile(r"(weight_ih|weight_hh|bias_ih|bias_hh|weight_hr)_l(0|[1-9][0-9]*)(_reverse)?")
 BIASES = ("bias_ih", "bias_hh")
 ENDINGS = ("", "_reverse")
+INNER = re.compile(rf"(.*\.){NAME.pattern}")
+"""A parameter of a module inside another."""
 
 
 class Module(NamedTuple):
@@ -85,8 +88,8 @@ def from_torch(state_dict: Mapping[str, Any], *, prefix: str = "") -> tuple:
 
     Raises:
         ValueError: no key has the prefix, a key is unknown or missing, or a shape does not fit the others.
-        TypeError: a value is no array, not floating, float64 while JAX's 64-bit mode is off, or of another dtype
-            than the others.
+        TypeError: state_dict is the module itself or a path; a value is no array, not floating, float64 while JAX's
+            64-bit mode is off, or of another dtype than the others.
 
     >>> zeros = lambda *shape: np.zeros(shape, np.float32)
     >>> layers = from_torch({
@@ -96,6 +99,10 @@ def from_torch(state_dict: Mapping[str, Any], *, prefix: str = "") -> tuple:
     >>> type(layers[0]).__name__, layers[0].w_x.shape, layers[0].b.shape
     ('LSTMParams', (3, 20), (20,))
     """
+    if callable(getattr(state_dict, "state_dict", None)):
+        raise TypeError(f"state_dict is a torch {type(state_dict).__name__} module; wanted its state_dict()")
+    if isinstance(state_dict, str | os.PathLike):
+        raise TypeError("state_dict is a path; torch.load it first, or load_safetensors")
     taken = {key: value for key, value in state_dict.items() if key.startswith(prefix)}
     if not taken:
         raise ValueError(f"state_dict has no key that begins with {prefix!r}; given {listed(state_dict)}")
@@ -186,7 +193,11 @@ def _read_names(keys: Iterable[str], prefix: str) -> Module:
         layers,
         ENDINGS[: 2 if any(ending for _, _, ending in known.values()) else 1],
     )
-    check_keys("state_dict", found, (module.key(*p) for p in product(module.names, range(layers), module.endings)))
+    hint = ""
+    if not known and (inner := next(filter(None, map(INNER.fullmatch, found)), None)):
+        hint = f"; prefix={inner[1]!r} takes those that begin so"
+    wanted = (module.key(*p) for p in product(module.names, range(layers), module.endings))
+    check_keys("state_dict", found, wanted, hint)
     return module
 
 

@@ -56,23 +56,35 @@ class GradientReport:
     curves: dict[str, dict[str, NDArray]]
 
     def table(self) -> str:
-        """Medians over seeds, a line for each phase and cell; the gradient at a lag is relative to that at lag 0."""
+        """Medians over seeds, a line for each phase and cell; the gradient at a lag is relative to that at lag 0.
+
+        Lags beyond the sequence have no column. A last line says what the columns are.
+        """
+        some = next(curve for curves in self.curves.values() for curve in curves.values())
+        lags = [lag for lag in (10, 100, 1000) if lag < some.shape[1]]
         head = (
             f"{'phase':<15} {'cell':<20} {'H':>5} {'loss':>9} {'half-life':>10} {'R²':>6} "
-            f"{'lag 10':>9} {'lag 100':>9} {'lag 1000':>9} {'λ₁':>8} {'memory':>8}"
+            + "".join(f"{f'lag {lag}':>9} " for lag in lags)
+            + f"{'λ₁':>8} {'memory':>8}"
         )
-        lines = [f"matched by {self.matched}; medians over {self._seeds()} seeds", "", head, "-" * len(head)]
+        seeds = len({r["seed"] for r in self.records})
+        over = f"medians over {seeds} seed{'s' if seeds > 1 else ''}"
+        lines = [f"matched by {self.matched}; {over}", "", head, "-" * len(head)]
         for phase, curves in self.curves.items():
             for cell, curve in curves.items():
                 rows = [r for r in self.records if r["phase"] == phase and r["cell"] == cell]
                 lines.append(
                     f"{phase:<15} {cell:<20} {rows[0]['hidden_size']:>5} {_median(rows, 'loss'):>9.3g} "
                     f"{format_half_life(_median(rows, 'half_life')):>10} {_median(rows, 'r2'):>6.3f} "
-                    + " ".join(f"{_left(curve, lag):>9}" for lag in (10, 100, 1000))
-                    + f" {_median(rows, 'lyapunov'):>8.4f} "
+                    + "".join(f"{_left(curve, lag):>9} " for lag in lags)
+                    + f"{_median(rows, 'lyapunov'):>8.4f} "
                     + (f"{_median(rows, 'memory'):>8.3g}" if rows[0]["memory"] is not None else f"{'-':>8}")
                 )
-        return "\n".join(lines)
+        meanings = (
+            "half-life and memory in steps; lag: ‖∂L/∂h‖ there over that at lag 0; λ₁: leading Lyapunov exponent "
+            "a step; memory: the median unit's 1/(1 − f)"
+        )
+        return "\n".join([*lines, "", meanings])
 
     def figure(self) -> Any:
         """A panel for each phase, a line for each cell: median over seeds, band from least to greatest."""
@@ -83,9 +95,6 @@ class GradientReport:
             for phase, curves in self.curves.items()
         }
         return plot.gradient_decay(panels, underflow=math.log10(float(np.finfo(np.float32).tiny)))
-
-    def _seeds(self) -> int:
-        return len({r["seed"] for r in self.records})
 
 
 def gradient_report(
@@ -121,8 +130,10 @@ def gradient_report(
         A :class:`GradientReport`.
 
     Raises:
-        ValueError: there is no cell, or a setting is out of range.
-        FloatingPointError: inputs, weights, states or a loss are not finite; says where.
+        ValueError: there is no cell, a setting is out of range, or inputs or targets have the wrong shape: that of
+            targets is left to a loss of your own.
+        TypeError: cells is no dict, or holds something that is no function.
+        FloatingPointError: inputs, targets, weights, states or a loss are not finite; says where.
 
     >>> import lstmjax
     >>> xs = jax.random.normal(jax.random.key(0), (60, 4, 3))
@@ -134,7 +145,7 @@ def gradient_report(
     if match not in ("hidden size", "parameters"):
         raise ValueError(f"match is {match!r}; wanted 'hidden size' or 'parameters'")
     draw = data if callable(data) else lambda key: data
-    inputs = jnp.shape(draw(jax.random.key(0))[0])[-1]
+    inputs = _check_shapes(Data(*draw(jax.random.key(0))), loss_fn)
     built = _matched(cells, inputs, hidden_size, match)
     first = next(iter(built))
     matched = f"hidden size, {hidden_size}"
@@ -148,6 +159,7 @@ def gradient_report(
         for seed in range(seeds):
             key_init, key_data, key_train = jax.random.split(jax.random.key(seed), 3)
             batch = Data(*draw(key_data))
+            _check_targets(batch.targets)
             params = _init(sized, key_init, inputs, jnp.shape(batch.targets)[-1])
             phases = {"initialisation": params}
             if train is not None:
@@ -156,6 +168,8 @@ def gradient_report(
                 phases[f"{train_steps} steps"] = params
             for phase, params in phases.items():
                 curve, numbers = _measure(sized.cell, loss_fn, params, batch)
+                if not math.isfinite(numbers["loss"]):
+                    raise FloatingPointError(f"{name}, seed {seed}, {phase}: the loss is {numbers['loss']}")
                 curves.setdefault(phase, {}).setdefault(name, []).append(curve)
                 about = {"cell": name, "phase": phase, "seed": seed}
                 records.append(about | {"hidden_size": sized.hidden_size, "parameters": sized.parameters} | numbers)
@@ -271,12 +285,43 @@ def _memory(cell: Cell, params: Params, xs: Any) -> float | None:
 
 
 def _check_settings(cells: Mapping[str, Any], **settings: int) -> None:
+    if not isinstance(cells, Mapping):
+        raise TypeError(
+            f"cells is a {type(cells).__name__}; wanted a dict of names and functions from a hidden size to a cell"
+        )
     if not cells:
         raise ValueError("cells is empty; wanted at least one")
+    for name, make in cells.items():
+        if not callable(make):
+            raise TypeError(
+                f"cells[{name!r}] is a {type(make).__name__}; wanted a function from a hidden size to a cell, such as "
+                "lstmjax.lstm"
+            )
     for name, value in settings.items():
         least = 0 if name == "train_steps" else 1
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ValueError(f"{name} is {value!r}; wanted a whole number of at least {least}")
+
+
+def _check_shapes(data: Data, loss_fn: Callable) -> int:
+    """The number of input features, once shapes are known to fit."""
+    xs, targets = jnp.shape(data.xs), jnp.shape(data.targets)
+    if len(xs) != 3:
+        hint = ": xs[:, None] for one sequence" if len(xs) == 2 else ""
+        raise ValueError(f"xs has shape {xs}; wanted [T, B, I]{hint}")
+    # The default loss would broadcast; what a loss of the user's own takes is not known here.
+    if loss_fn is squared_error and (len(targets) != 2 or targets[0] != xs[1]):
+        hint = ": targets[:, None] for one number a row" if targets == xs[1:2] else ""
+        raise ValueError(f"targets have shape {targets}; wanted [B, O], here ({xs[1]}, O){hint}")
+    return xs[-1]
+
+
+def _check_targets(targets: Any) -> None:
+    targets = np.asarray(targets, np.float64)
+    bad = np.argwhere(~np.isfinite(targets))
+    if bad.size:
+        row, value = bad[0, 0], targets[tuple(bad[0])]
+        raise FloatingPointError(f"targets at row {row} hold {value}, the first that is not finite")
 
 
 def _check_losses(losses: Array, name: str, seed: int) -> None:
@@ -295,8 +340,6 @@ def format_half_life(steps: float) -> str:
 
 
 def _left(curve: NDArray, lag: int) -> str:
-    if lag >= curve.shape[1]:
-        return "-"
     with np.errstate(invalid="ignore"):
         exponent = float(np.median(curve[:, lag] - curve[:, 0]))
     return power_of_ten(exponent) if math.isfinite(exponent) else "0"

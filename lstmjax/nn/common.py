@@ -154,6 +154,9 @@ def fitting(given: Any, expected: Any, name: str) -> Any:
     """
     structure, wanted = jax.tree.structure(given), jax.tree.structure(expected)
     if structure != wanted:
+        words = _in_words(given), _in_words(expected)
+        if None not in words and words[0] != words[1]:
+            raise ValueError(f"{name} are {words[0]}; wanted {words[1]}")
         raise ValueError(f"{name} has structure {structure}; wanted {wanted}")
     given = jax.tree.map(jnp.asarray, given)
     for (path, leaf), like in zip(jax.tree.leaves_with_path(given), jax.tree.leaves(expected), strict=True):
@@ -163,6 +166,22 @@ def fitting(given: Any, expected: Any, name: str) -> Any:
         if leaf.dtype != like.dtype:
             raise TypeError(f"{leaf_name} has dtype {leaf.dtype}; wanted {like.dtype}")
     return given
+
+
+def _in_words(params: Any) -> str | None:
+    """A cell's parameters by their type, a stack's by layers and directions, as its first layer has them.
+
+    >>> both = RNNParams(*jnp.ones((3, 1))), RNNParams(*jnp.ones((3, 1)))
+    >>> _in_words(both), _in_words((both,)), _in_words({})
+    ('2 layers of RNNParams', '1 bidirectional layer of RNNParams', None)
+    """
+    if hasattr(params, "_fields"):
+        return type(params).__name__
+    if not isinstance(params, tuple) or not params:
+        return None
+    pair = type(params[0]) is tuple and len(params[0]) == 2
+    kind = type(params[0][0] if pair else params[0]).__name__
+    return f"{len(params)} {'bidirectional ' if pair else ''}layer{'s' if len(params) > 1 else ''} of {kind}"
 
 
 def draw_carry(kind: Kind, initializer: Initializer, keys: Sequence[Any], shape: Shape, dtype: Any) -> Any:

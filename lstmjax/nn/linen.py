@@ -10,6 +10,7 @@ Cells take the fields, carries and calls of ``linen.LSTMCell``, ``linen.Optimize
 * H is ``features``, so a carry of another size is an error; and a carry keeps its dtype.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -160,13 +161,16 @@ class _GatedCell(_Cell):
 class LSTMCell(_GatedCell):
     """An LSTM cell, in place of ``linen.LSTMCell`` and ``linen.OptimizedLSTMCell``.
 
+    Its forget bias starts at 0, as Flax's does; ``bias_init=lstmjax.init.forget_bias(1.0)`` makes that 1, where
+    :class:`LSTM` and :func:`lstmjax.lstm` start.
+
     Args:
         features: H, the number of hidden units.
         gate_fn: elementwise, for the three gates.
         activation_fn: elementwise, for the candidate and on the way out of the cell state.
         kernel_init: draws ``[I, H]`` for each gate.
         recurrent_kernel_init: draws ``[H, H]`` for each gate.
-        bias_init: draws ``[4H]``; zeros as in Flax, so the forget bias is 0; ``lstmjax.init.forget_bias(1.0)`` fits.
+        bias_init: draws ``[4H]``; zeros, the forget bias included, unless told.
         dtype: of the computation, inputs and parameters cast to it; None: promoted from them.
         param_dtype: of the parameters, and of the carries that ``initialize_carry`` makes.
         carry_init: draws the leaves of a first carry.
@@ -237,6 +241,7 @@ class _Sequence(_WithParams, flax_linen.Module):
     kind: ClassVar[common.Kind]
 
     features: int
+    _: dataclasses.KW_ONLY
     num_layers: int = 1
     bidirectional: bool = False
     dropout_rate: float = 0.0
@@ -353,17 +358,20 @@ class _Sequence(_WithParams, flax_linen.Module):
         return jax.tree.map(lambda name: self.kind.params(**named[name]), self._names())
 
 
-class LSTM(_Sequence):
+class LSTM(_Sequence, kw_only=True):
     """LSTM layers over whole sequences.
 
-    The parameters are named ``params/forward_0/w_x`` and so on, and ``backward_0`` where bidirectional. Dropout takes a
-    key as an argument, not from the collections of Linen.
+    The forget bias starts at 1, as that of :func:`lstmjax.lstm`; :class:`LSTMCell`'s starts at 0, as Flax's does.
+    Dropout takes a key as an argument, not from the collections of Linen: it acts only where the call is given a
+    ``dropout_key``. The parameters are named ``params/forward_0/w_x`` and so on, and ``backward_0`` where
+    bidirectional.
 
     Args:
-        features: H, the number of hidden units.
+        features: H, the number of hidden units; all other arguments go by name.
         num_layers: layers, one over the outputs of another.
         bidirectional: run each layer in both directions, and hand on 2H outputs.
-        dropout_rate: the share of each layer's outputs, the last's excepted, that a ``dropout_key`` sets to zero.
+        dropout_rate: the share of each layer's outputs, the last's excepted, that is set to zero where the call is
+            given a ``dropout_key``; without one there is no dropout.
         time_major: sequences are ``[T, *B, I]``, not ``[*B, T, I]``.
         dtype: of the computation, inputs and parameters cast to it; None: promoted from them. The carry and the
             outputs keep the dtype of ``initial_carry``, or else ``param_dtype``.
@@ -388,7 +396,7 @@ class LSTM(_Sequence):
     forget_bias: float | None = None
 
 
-class GRU(_Sequence):
+class GRU(_Sequence, kw_only=True):
     """GRU layers over whole sequences.
 
     Args and Raises are those of :class:`LSTM`, without ``forget_bias``; ``bias_init`` draws ``b [3H]`` and ``b_n [H]``,
@@ -403,7 +411,7 @@ class GRU(_Sequence):
     kind = common.GRU
 
 
-class RNN(_Sequence):
+class RNN(_Sequence, kw_only=True):
     """Vanilla RNN layers over whole sequences; Flax's ``linen.RNN`` is a scan over any cell.
 
     Args and Raises are those of :class:`LSTM`, without ``forget_bias``; ``bias_init`` draws ``b [H]``, zeros unless

@@ -151,6 +151,9 @@ class _Cell(_WithParams, flax_nnx.RNNCellBase):
 class LSTMCell(_Cell):
     """An LSTM cell, in place of ``nnx.LSTMCell`` and ``nnx.OptimizedLSTMCell``.
 
+    Its forget bias starts at 0, as Flax's does; ``bias_init=lstmjax.init.forget_bias(1.0)`` makes that 1, where
+    :class:`LSTM` and :func:`lstmjax.lstm` start.
+
     Args:
         in_features: I, the number of input features.
         hidden_features: H, the number of hidden units.
@@ -158,7 +161,7 @@ class LSTMCell(_Cell):
         activation_fn: elementwise, for the candidate and on the way out of the cell state.
         kernel_init: draws ``[I, H]`` for each gate.
         recurrent_kernel_init: draws ``[H, H]`` for each gate.
-        bias_init: draws ``[4H]``; zeros as in Flax, so the forget bias is 0; ``lstmjax.init.forget_bias(1.0)`` fits.
+        bias_init: draws ``[4H]``; zeros, the forget bias included, unless told.
         dtype: of the computation, inputs and parameters cast to it; None: promoted from them.
         param_dtype: of the parameters, and of the carries that ``initialize_carry`` makes.
         carry_init: draws the leaves of a first carry; zero unless given.
@@ -368,15 +371,17 @@ class _Sequence(_WithParams, flax_nnx.Module):
 class LSTM(_Sequence):
     """LSTM layers over whole sequences.
 
-    The parameters sit in cells, ``forward[layer]`` and, where bidirectional, ``backward[layer]``. No random state is
-    kept: dropout takes a key.
+    The forget bias starts at 1, as that of :func:`lstmjax.lstm`; :class:`LSTMCell`'s starts at 0, as Flax's does. No
+    random state is kept: dropout acts only where the call is given a ``dropout_key``. The parameters sit in cells,
+    ``forward[layer]`` and, where bidirectional, ``backward[layer]``.
 
     Args:
         in_features: I, the number of input features.
         hidden_features: H, the number of hidden units.
         num_layers: layers, one over the outputs of another.
         bidirectional: run each layer in both directions, and hand on 2H outputs.
-        dropout_rate: the share of each layer's outputs, the last's excepted, that a ``dropout_key`` sets to zero.
+        dropout_rate: the share of each layer's outputs, the last's excepted, that is set to zero where the call is
+            given a ``dropout_key``; without one there is no dropout.
         time_major: sequences are ``[T, *B, I]``, not ``[*B, T, I]``.
         dtype: of the computation, inputs and parameters cast to it; None: promoted from them. The carry and the
             outputs keep the dtype of ``initial_carry``, or else ``param_dtype``.
