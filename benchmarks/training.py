@@ -51,9 +51,9 @@ class Settings:
     installed is left out, and that is said."""
     steps_per_round: int = 20
     """Updates that each library makes in a round, for lstmjax in one call."""
-    seconds: float = 60.0
+    seconds: float = 30.0
     """Time for the rounds of one point; there are at least seven."""
-    epochs: int = 8
+    epochs: int = 6
     """How often the text is gone through for the characters; 0: leave them out."""
     characters_shape: str = "64,32,256"
     """T,B,H of the model that is trained to the end."""

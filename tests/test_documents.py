@@ -7,10 +7,12 @@ from pathlib import Path
 import jax
 import nbclient
 import nbformat
+import numpy as np
 import pytest
 
 import lstmjax
 from benchmarks import write_tables
+from lstmjax.tasks import english_text
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -21,7 +23,12 @@ def blocks(language, text=README):
 
 
 def test_readme_code_runs(capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # a figure is saved
+    monkeypatch.chdir(tmp_path)  # a figure is saved, and a reader's own data are read
+    time = np.arange(2000)
+    noisy = np.sin(time / 9) + 0.1 * np.random.default_rng(0).normal(size=2000)
+    columns = np.stack([noisy, np.cos(time / 9)], axis=1)
+    np.savetxt("series.csv", columns, delimiter=",", header="sine,cosine", comments="")
+    Path("text.txt").write_text(english_text()[:40_000])
     # As a reader would run it: one session, from top to bottom, without the strictness of the tests.
     namespace = {}
     with jax.numpy_dtype_promotion("standard"):
@@ -32,6 +39,9 @@ def test_readme_code_runs(capsys, tmp_path, monkeypatch):
     assert "long-term 2.9476, short-term 0.9862" in printed
     assert float(re.search(r"^loss ([\d.]+)", printed, re.MULTILINE)[1]) < 0.1
     assert float(re.search(r"loss of the loan sentences ([\d.]+)", printed)[1]) < 0.1
+    assert float(re.search(r"squared error on rows held out ([\d.]+)", printed)[1]) < 0.1
+    bits, pairs = re.search(r"([\d.]+) bits a character; counts of pairs give ([\d.]+)", printed).groups()
+    assert float(bits) < float(pairs)
     assert "matched by number of parameters" in printed
     assert (tmp_path / "report.png").stat().st_size > 10_000
 

@@ -81,10 +81,10 @@ class GradientReport:
                     + (f"{_median(rows, 'memory'):>8.3g}" if rows[0]["memory"] is not None else f"{'-':>8}")
                 )
         meanings = (
-            "half-life and memory in steps; lag: ‖∂L/∂h‖ there over that at lag 0; λ₁: leading Lyapunov exponent "
-            "a step; memory: the median unit's 1/(1 − f)"
+            "half-life and memory in steps; lag: ‖∂L/∂h‖ there over that at lag 0;",
+            "λ₁: leading Lyapunov exponent a step; memory: the median unit's 1/(1 − f)",
         )
-        return "\n".join([*lines, "", meanings])
+        return "\n".join([*lines, "", *meanings])
 
     def figure(self) -> Any:
         """A panel for each phase, a line for each cell: median over seeds, band from least to greatest."""
