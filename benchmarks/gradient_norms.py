@@ -198,12 +198,13 @@ def make_fits(curves: dict[tuple[str, str], Curve]) -> list[dict[str, Any]]:
     fits = []
     for (cell, input_name), curve in curves.items():
         fit = decay_fit(curve.x[1:].astype(np.float32), curve.y[:, 1:] * np.log(10))
+        rate = float(np.median(fit.rate))
         fits.append(
             {
                 "cell": cell,
                 "input": input_name,
-                "rate_per_step": number(np.median(fit.rate)),
-                "half_life": number(np.median(fit.half_life)),
+                "rate_per_step": number(rate),
+                "half_life": number(-math.log(2) / rate if rate < 0 else math.inf),  # of the rate beside it
                 "r2": number(np.median(fit.r2)),
                 "rate_min": number(np.min(fit.rate)),
                 "rate_max": number(np.max(fit.rate)),
