@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import lstmjax
+from lstmjax import convert
 
 
 class Peer(NamedTuple):
@@ -41,7 +42,9 @@ def linen(params: lstmjax.LSTMParams, xs: jax.Array, optimised: bool) -> Peer:
 
     cell = (nn.OptimizedLSTMCell if optimised else nn.LSTMCell)(params.w_h.shape[0], parent=None)
     model = nn.RNN(cell, time_major=True)
-    return Peer({"params": {"cell": _by_gate(params)}}, xs, lambda v, xs: model.apply(v, xs))
+    return Peer(
+        {"params": {"cell": jax.tree.map(jnp.asarray, convert.to_linen(params))}}, xs, lambda v, xs: model.apply(v, xs)
+    )
 
 
 def nnx(params: lstmjax.LSTMParams, xs: jax.Array, optimised: bool) -> Peer:
@@ -50,16 +53,7 @@ def nnx(params: lstmjax.LSTMParams, xs: jax.Array, optimised: bool) -> Peer:
 
     inputs, hidden = params.w_x.shape[0], params.w_h.shape[0]
     kind = nnx.OptimizedLSTMCell if optimised else nnx.LSTMCell
-    cell: Any = kind(inputs, hidden, rngs=nnx.Rngs(0))
-    if optimised:
-        cell.dense_i.kernel[...] = params.w_x
-        cell.dense_h.kernel[...] = params.w_h
-        cell.dense_h.bias[...] = params.b
-    else:
-        for name, arrays in _by_gate(params).items():
-            dense = getattr(cell, "if_" if name == "if" else name)
-            for leaf, value in arrays.items():
-                getattr(dense, leaf)[...] = value
+    cell = convert.to_nnx(params, kind(inputs, hidden, rngs=nnx.Rngs(0)))
     graph, trainable, rest = nnx.split(nnx.RNN(cell, time_major=True), nnx.Param, ...)
     zero = jnp.zeros((xs.shape[1], hidden), xs.dtype)
     carry = (zero, zero)  # given, since a carry that the cell draws itself would count up its random state under jit
@@ -181,11 +175,3 @@ JAX_PEERS: dict[str, Callable[[lstmjax.LSTMParams, jax.Array], Peer]] = {
     "Equinox": equinox,
     "Keras": keras,
 }
-
-
-def _by_gate(params: lstmjax.LSTMParams) -> dict[str, dict[str, jax.Array]]:
-    """Flax's names: ``ii if ig io`` from the input, ``hi hf hg ho`` from the hidden state, the latter with the bias."""
-    w_x, w_h, b = (jnp.split(a, 4, axis=-1) for a in params)
-    from_x = {f"i{gate}": {"kernel": w} for gate, w in zip("ifgo", w_x, strict=True)}
-    from_h = {f"h{gate}": {"kernel": w, "bias": bias} for gate, w, bias in zip("ifgo", w_h, b, strict=True)}
-    return from_x | from_h

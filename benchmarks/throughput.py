@@ -69,9 +69,7 @@ class Settings:
     def __post_init__(self):
         """Refuses shapes that are not four positive numbers."""
         for shape in (*self.shapes, *([self.memory_shape] if self.memory_shape else [])):
-            parts = shape.split(",")
-            if len(parts) != 4 or not all(p.isdigit() and int(p) > 0 for p in parts):
-                raise ValueError(f"shape is {shape!r}; wanted T,B,I,H, four positive whole numbers, as 28,128,28,128")
+            parse_shape(shape)
 
 
 class Candidate(NamedTuple):
@@ -111,9 +109,12 @@ def main(settings: Settings) -> None:
             print(f"\nWrote throughput.json and .png to {settings.out}/")
 
 
-def parse_shape(shape: str) -> tuple[int, ...]:
-    """T, B, I, H."""
-    return tuple(map(int, shape.split(",")))
+def parse_shape(shape: str, like: str = "T,B,I,H, four positive whole numbers, as 28,128,28,128") -> tuple[int, ...]:
+    """The sizes of a point, as many as ``like`` begins with names of."""
+    parts = shape.split(",")
+    if len(parts) != len(like.split(", ")[0].split(",")) or not all(p.isdigit() and int(p) > 0 for p in parts):
+        raise ValueError(f"shape is {shape!r}; wanted {like}")
+    return tuple(map(int, parts))
 
 
 def draw(shape: tuple[int, ...], dtype: str) -> tuple[lstmjax.LSTMParams, jax.Array]:

@@ -30,6 +30,7 @@ from lstmjax.tasks import Characters, Windows, bigram_entropy, character_windows
 TrainerName = Literal[
     "lstmjax, one device", "lstmjax, a step a call", "Flax Linen + Optax", "Flax NNX + Optax", "PyTorch"
 ]
+SHAPE = "T,B,H, three positive whole numbers, as 64,32,64"
 AGREEMENT = 1e-3
 """How far the losses of the first round may differ, relatively, in float32."""
 
@@ -67,9 +68,7 @@ class Settings:
     def __post_init__(self):
         """Refuses shapes that are not three positive numbers."""
         for shape in (*self.shapes, self.characters_shape):
-            parts = shape.split(",")
-            if len(parts) != 3 or not all(p.isdigit() and int(p) > 0 for p in parts):
-                raise ValueError(f"shape is {shape!r}; wanted T,B,H, three positive whole numbers, as 64,32,64")
+            parse_shape(shape, SHAPE)
 
 
 def main(settings: Settings) -> None:
@@ -85,7 +84,7 @@ def main(settings: Settings) -> None:
     try:
         for shape in settings.shapes:
             bar.set_postfix_str(f"speed at {shape}")
-            results["speed"] += measure_speed(settings, parse_shape(shape), names, text)
+            results["speed"] += measure_speed(settings, parse_shape(shape, SHAPE), names, text)
             bar.update()
         for results["characters"] in learn(settings, names, text) if settings.epochs else ():
             bar.set_postfix_str("characters")
@@ -93,13 +92,13 @@ def main(settings: Settings) -> None:
     finally:
         bar.close()
         if any(results.values()):
-            write_results(settings, text, results)
-            speed, characters = results["speed"], results["characters"]
-            tables = ([format_speed(speed)] if speed else []) + (
-                [format_characters(characters, entropies(text))] if characters else []
-            )
-            print("\n\n".join(tables))
-            print(f"\nWrote training.json{' and .png' if characters else ''} to {settings.out}/")
+            known = entropies(text)
+            write_results(settings, len(text), known, results)
+            if results["speed"]:
+                print(format_speed(results["speed"]) + "\n")
+            if results["characters"]:
+                print(format_characters(results["characters"], known) + "\n")
+            print(f"Wrote training.json{' and .png' if results['characters'] else ''} to {settings.out}/")
 
 
 def build(
@@ -153,7 +152,7 @@ def following(trainer: Trainer, windows: Windows, count: int) -> Callable[[], An
 
 def learn(settings: Settings, names: tuple[str, ...], text: str) -> Iterator[list[dict[str, Any]]]:
     """Trains every library's model on the whole text; after each epoch, a record for each library."""
-    shape = parse_shape(settings.characters_shape)
+    shape = parse_shape(settings.characters_shape, SHAPE)
     data, trainers = build(settings, shape, [name for name in names if "," not in name], text)
     records = [
         {
@@ -232,8 +231,10 @@ def characters_figure(characters: list[dict[str, Any]], known: dict[str, float])
     return figure
 
 
-def write_results(settings: Settings, text: str, found: dict[str, list[dict[str, Any]]]) -> None:
-    """Writes .json and, where there are characters, .png, each whole or not at all."""
+def write_results(
+    settings: Settings, length: int, known: dict[str, float], found: dict[str, list[dict[str, Any]]]
+) -> None:
+    """Writes .json and, where there are characters, .png, each whole or not at all; ``length`` is that of the text."""
     results = {
         "environment": environment("float32", "flax", "optax", "torch"),
         "settings": {
@@ -242,17 +243,17 @@ def write_results(settings: Settings, text: str, found: dict[str, list[dict[str,
                 for k, v in dataclasses.asdict(settings).items()
                 if k not in ("out", "progress")
             },
-            "characters_of_text": len(text),
+            "characters_of_text": length,
             "time_over_lstmjax": "median over rounds of two times from the same round",
         },
-        "entropies": entropies(text),
+        "entropies": known,
         **found,
     }
     with replacing(settings.out / "training.json") as path:
         path.write_text(dump_json(results))
     if found["characters"]:
         with replacing(settings.out / "training.png") as path:
-            characters_figure(found["characters"], results["entropies"]).savefig(path, format="png")
+            characters_figure(found["characters"], known).savefig(path, format="png")
 
 
 if __name__ == "__main__":

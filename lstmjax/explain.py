@@ -140,7 +140,7 @@ def explain_step(params: Any, state: Any, x: Any, *, unit: int = 0) -> Explanati
     if x.ndim != 1:
         raise ValueError(f"x has shape {x.shape}; wanted [I], one input without batch axes: jax.vmap over them")
     state = _check_state(state)
-    check_step(4, params, state.h, x)
+    check_step(LSTMParams, 4, params, state.h, x)
     if state.c.shape != state.h.shape:
         raise ValueError(f"state.c has shape {state.c.shape}; wanted {state.h.shape}, as state.h")
     return _explain(params, state, x, _check_unit(unit, params))

@@ -129,8 +129,9 @@ def check_input(params: Any, x: Array) -> None:
         )
 
 
-def check_step(gates: int, params: Any, h: Array, x: Array) -> None:
+def check_step(kind: type, gates: int, params: Any, h: Array, x: Array) -> None:
     """Raises, at trace time, where parameters, hidden state and input do not fit one another."""
+    check_kind(params, kind)
     hidden = params.w_h.shape[0]
     if params.w_h.shape != (hidden, gates * hidden):
         raise ValueError(

@@ -14,7 +14,6 @@ from lstmjax.cells.base import (
     Recurrence,
     check_activations,
     check_hidden_size,
-    check_kind,
     check_step,
     from_h,
     from_x,
@@ -90,8 +89,7 @@ def gru_step(
     >>> round(float(y[0]), 4)
     0.9946
     """
-    check_kind(params, GRUParams)
-    check_step(3, params, state.h, x)
+    check_step(GRUParams, 3, params, state.h, x)
     by_x, before = working(x.astype(params.w_x.dtype) @ params.w_x + params.b, state.h)
     by_h, _ = working(state.h.astype(params.w_h.dtype) @ params.w_h, state.h)
     x_r, x_z, x_n = split_gates(by_x, 3)

@@ -15,7 +15,6 @@ from lstmjax.cells.base import (
     Recurrence,
     check_activations,
     check_hidden_size,
-    check_kind,
     check_step,
     from_h,
     from_x,
@@ -96,8 +95,7 @@ def lstm_step(
     >>> round(float(state.c[0]), 4), round(float(y[0]), 4)
     (2.6107, 0.8713)
     """
-    check_kind(params, LSTMParams)
-    check_step(4, params, state.h, x)
+    check_step(LSTMParams, 4, params, state.h, x)
     z, c_before = working(pre_activation(*params, x=x, h=state.h), state.c)
     z_i, z_f, z_g, z_o = split_gates(z, 4)
     f, i = forget_gate(z_f, gate_activation), input_gate(z_i, gate_activation)

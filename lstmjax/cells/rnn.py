@@ -14,7 +14,6 @@ from lstmjax.cells.base import (
     Recurrence,
     check_activations,
     check_hidden_size,
-    check_kind,
     check_step,
     from_h,
     from_x,
@@ -74,8 +73,7 @@ def rnn_step(
     >>> round(float(rnn_step(params, RNNState(jnp.array([1.0])), jnp.array([1.0]))[1][0]), 4)
     0.964
     """
-    check_kind(params, RNNParams)
-    check_step(1, params, state.h, x)
+    check_step(RNNParams, 1, params, state.h, x)
     z, _ = working(pre_activation(*params, x=x, h=state.h), state.h)
     new = like(state, activation(z))
     return new, new.h
