@@ -1,7 +1,8 @@
 """lstmjax: a functional LSTM for JAX, and an instrument for watching gradients survive a long lag.
 
 * The unit: :mod:`lstmjax.gates`, ``lstm_step``, ``gru_step``, ``rnn_step``
-* Cells: ``lstm``, ``projected_lstm``, ``gru``, ``rnn``, each a ``Cell`` of pure functions
+* Cells: ``lstm``, ``projected_lstm``, ``gru``, ``rnn``, each a ``Cell`` of pure functions; one of your own: a ``Cell``
+  of any step, or of a ``Recurrence``, a step in two parts
 * Over time: ``unroll``, ``state_history``; in layers and directions, ``init_stack``, ``unroll_stack``
 * Gradients: :mod:`lstmjax.gradients`
 * Weights: :mod:`lstmjax.convert`, to and from other libraries
@@ -22,7 +23,9 @@ from lstmjax.cells import (
     GRUState,
     LSTMParams,
     LSTMState,
+    Products,
     ProjectedLSTMParams,
+    Recurrence,
     RNNParams,
     RNNState,
     gru,
@@ -45,9 +48,11 @@ __all__ = [
     "GRUState",
     "LSTMParams",
     "LSTMState",
+    "Products",
     "ProjectedLSTMParams",
     "RNNParams",
     "RNNState",
+    "Recurrence",
     "convert",
     "gates",
     "gradients",

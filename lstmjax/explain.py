@@ -35,7 +35,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from lstmjax.cells.base import check_step, working
+from lstmjax.cells.base import check_step, working_dtype
 from lstmjax.cells.lstm import LSTMParams, LSTMState, lstm
 from lstmjax.gates import (
     candidate,
@@ -266,7 +266,7 @@ def _explain(params: LSTMParams, state: LSTMState, x: Array, unit: Array) -> Exp
     w_x, w_h, b = params
     no_x, no_h, no_b = jnp.zeros_like(x), jnp.zeros_like(state.h), jnp.zeros_like(b)
     by_x, by_h = pre_activation(w_x, w_h, no_b, x, no_h), pre_activation(w_x, w_h, no_b, no_x, state.h)
-    z, c_before = working(pre_activation(w_x, w_h, b, x, state.h), state.c)
+    z, c_before = (a.astype(working_dtype(state)) for a in (pre_activation(w_x, w_h, b, x, state.h), state.c))
 
     functions = (input_gate, forget_gate, candidate, output_gate)
     parts = zip(*(split_gates(a, 4) for a in (w_x, w_h, b, by_x, by_h, z)), strict=True)

@@ -3,6 +3,8 @@
 How fast a gradient decays is decided here before any training. "Orthogonal" alone names three different decays:
 drawn for each gate, every gate's block has singular values of 1; drawn once over the fused ``[H, 4H]`` block, a
 gate's block has a root-mean-square singular value of ½; PyTorch's uniform draw gives 1/√3 ≈ .58. So: say which.
+
+Two initialisers made by the same call are equal, and can be pickled.
 """
 
 import math
@@ -12,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from lstmjax.functions import Partial
 from lstmjax.typing import Initializer, Key
 
 
@@ -23,12 +26,26 @@ def orthogonal(scale: float = 1.0) -> Initializer:
     >>> orthogonal()(jax.random.key(0), (4, 4), jnp.bfloat16).dtype
     dtype(bfloat16)
     """
-    draw = jax.nn.initializers.orthogonal(scale)
+    return Partial(_orthogonal, scale=scale)
 
-    def init(key: Key, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
-        return draw(key, shape, np.promote_types(dtype, jnp.float32)).astype(dtype)
 
-    return init
+def lecun_normal() -> Initializer:
+    """``jax.nn.initializers.lecun_normal``: a truncated normal of variance 1/in, for ``[in, out]``.
+
+    >>> lecun_normal() == lecun_normal()
+    True
+    """
+    return Partial(_lecun_normal)
+
+
+def zeros(key: Key, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
+    """All zero.
+
+    >>> zeros(jax.random.key(0), (2,)).tolist()
+    [0.0, 0.0]
+    """
+    del key
+    return jnp.zeros(shape, dtype)
 
 
 def per_gate(initializer: Initializer, gates: int) -> Initializer:
@@ -47,13 +64,7 @@ def per_gate(initializer: Initializer, gates: int) -> Initializer:
     >>> bool(jnp.allclose(jnp.linalg.svd(w[:, :8])[1], 1.0, atol=1e-5))
     True
     """
-
-    def init(key: Key, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
-        size = _block_size(shape, gates)
-        draws = [initializer(k, (*shape[:-1], size), dtype) for k in jax.random.split(key, gates)]
-        return jnp.concatenate(draws, axis=-1)
-
-    return init
+    return Partial(_per_gate, initializer=initializer, gates=gates)
 
 
 def forget_bias(value: float) -> Initializer:
@@ -65,13 +76,7 @@ def forget_bias(value: float) -> Initializer:
     >>> forget_bias(1.0)(jax.random.key(0), (8,), jnp.float32).tolist()
     [0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
     """
-
-    def init(key: Key, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
-        del key
-        size = _block_size(shape, 4)
-        return jnp.zeros(shape, dtype).at[size : 2 * size].set(value)
-
-    return init
+    return Partial(_forget_bias, value=value)
 
 
 def chrono(max_lag: int) -> Initializer:
@@ -95,13 +100,7 @@ def chrono(max_lag: int) -> Initializer:
     """
     if max_lag < 3:
         raise ValueError(f"max_lag is {max_lag}; wanted at least 3 steps, since U[1, max_lag − 1] is empty below")
-
-    def init(key: Key, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
-        size = _block_size(shape, 4)
-        b_f = jnp.log(jax.random.uniform(key, (size,), minval=1.0, maxval=max_lag - 1.0))
-        return jnp.concatenate([-b_f, b_f, jnp.zeros(2 * size)]).astype(dtype)
-
-    return init
+    return Partial(_chrono, max_lag=max_lag)
 
 
 def identity(scale: float = 1.0) -> Initializer:
@@ -110,12 +109,7 @@ def identity(scale: float = 1.0) -> Initializer:
     >>> identity(0.5)(jax.random.key(0), (2, 2), jnp.float32).tolist()
     [[0.5, 0.0], [0.0, 0.5]]
     """
-
-    def init(key: Key, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
-        del key
-        return scale * jnp.eye(*shape, dtype=dtype)
-
-    return init
+    return Partial(_identity, scale=scale)
 
 
 def pytorch_uniform(hidden_size: int, *, draws: int = 1) -> Initializer:
@@ -132,12 +126,42 @@ def pytorch_uniform(hidden_size: int, *, draws: int = 1) -> Initializer:
     >>> bool(jnp.abs(params.w_h).max() <= 1 / 8), bool(jnp.abs(params.b).max() > 1 / 8)
     (True, True)
     """
-    bound = 1 / math.sqrt(hidden_size)
+    return Partial(_uniform, bound=1 / math.sqrt(hidden_size), draws=draws)
 
-    def init(key: Key, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
-        return jax.random.uniform(key, (draws, *shape), dtype, -bound, bound).sum(0)
 
-    return init
+def _orthogonal(key: Key, shape: tuple[int, ...], dtype=jnp.float32, *, scale: float) -> Array:
+    return jax.nn.initializers.orthogonal(scale)(key, shape, np.promote_types(dtype, jnp.float32)).astype(dtype)
+
+
+def _lecun_normal(key: Key, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
+    return jax.nn.initializers.lecun_normal()(key, shape, dtype)
+
+
+def _per_gate(key: Key, shape: tuple[int, ...], dtype=jnp.float32, *, initializer: Initializer, gates: int) -> Array:
+    size = _block_size(shape, gates)
+    draws = [initializer(k, (*shape[:-1], size), dtype) for k in jax.random.split(key, gates)]
+    return jnp.concatenate(draws, axis=-1)
+
+
+def _forget_bias(key: Key, shape: tuple[int, ...], dtype=jnp.float32, *, value: float) -> Array:
+    del key
+    size = _block_size(shape, 4)
+    return jnp.zeros(shape, dtype).at[size : 2 * size].set(value)
+
+
+def _chrono(key: Key, shape: tuple[int, ...], dtype=jnp.float32, *, max_lag: int) -> Array:
+    size = _block_size(shape, 4)
+    b_f = jnp.log(jax.random.uniform(key, (size,), minval=1.0, maxval=max_lag - 1.0))
+    return jnp.concatenate([-b_f, b_f, jnp.zeros(2 * size, b_f.dtype)]).astype(dtype)
+
+
+def _identity(key: Key, shape: tuple[int, ...], dtype=jnp.float32, *, scale: float) -> Array:
+    del key
+    return scale * jnp.eye(*shape, dtype=dtype)
+
+
+def _uniform(key: Key, shape: tuple[int, ...], dtype=jnp.float32, *, bound: float, draws: int) -> Array:
+    return jax.random.uniform(key, (draws, *shape), dtype, -bound, bound).sum(0)
 
 
 def _block_size(shape: tuple[int, ...], gates: int) -> int:

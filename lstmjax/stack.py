@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from lstmjax.cells.base import Cell
+from lstmjax.cells.base import Cell, dtype_of
 from lstmjax.typing import Key, Params, State
 from lstmjax.unroll import unroll
 
@@ -85,8 +85,8 @@ def unroll_stack(
         pair, forwards first.
 
     Raises:
-        ValueError: the number of params or states is not that of the layers; the rate is outside [0, 1); rate and
-            key do not go together; and whatever :func:`~lstmjax.unroll` raises, with the layer named.
+        ValueError: the number of params or states is not that of the layers, or of a layer's cells; the rate is outside
+            [0, 1); rate and key do not go together; and whatever :func:`~lstmjax.unroll` raises, with the layer named.
         TypeError: layers is a single cell, a layer is neither a cell nor a pair of cells, or an option is unknown; and
             whatever :func:`~lstmjax.unroll` raises.
 
@@ -120,10 +120,20 @@ def unroll_stack(
 def _unroll_layer(layer: Layer, params: Params, xs: Any, state: Any, options: dict[str, Any]) -> tuple[State, Array]:
     if isinstance(layer, Cell):
         return unroll(layer, params, xs, state, **options)
-    s_forward, s_backward = (None, None) if state is None else state
-    ahead, ys_ahead = unroll(layer[0], params[0], xs, s_forward, **options)
-    back, ys_back = unroll(layer[1], params[1], xs, s_backward, reverse=True, **options)
+    state = (None, None) if state is None else state
+    for name, given in (("params", params), ("state", state)):
+        if type(given) not in (tuple, list):
+            raise TypeError(f"{name} is {_named(given)}; wanted a pair, for the two cells of a bidirectional layer")
+        if len(given) != 2:
+            raise ValueError(f"{name} has {len(given)} entries; wanted 2, for the two cells of a bidirectional layer")
+    ahead, ys_ahead = unroll(layer[0], params[0], xs, state[0], **options)
+    back, ys_back = unroll(layer[1], params[1], xs, state[1], reverse=True, **options)
     return (ahead, back), jnp.concatenate([ys_ahead, ys_back], axis=-1)
+
+
+def _named(given: Any) -> str:
+    shape = getattr(given, "shape", None)  # under a trace the type would be that of a tracer
+    return f"a {type(given).__name__}" if shape is None else f"an array of shape {shape}"
 
 
 def _dropout(key: Key, ys: Array, rate: float) -> Array:
@@ -132,9 +142,9 @@ def _dropout(key: Key, ys: Array, rate: float) -> Array:
 
 
 def _output_size(cell: Cell, params: Params, input_size: int) -> int:
-    dtype = jax.tree.leaves(params)[0].dtype
+    dtype = dtype_of(params)
     x = jax.ShapeDtypeStruct((input_size,), dtype)
-    _, y = jax.eval_shape(cell.step, params, cell.initial_state((), dtype), x)
+    _, y = jax.eval_shape(lambda params, x: cell.step(params, cell.initial_state((), dtype), x), params, x)
     return y.shape[-1]
 
 

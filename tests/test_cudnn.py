@@ -8,7 +8,8 @@ import pytest
 from jax.experimental import rnn
 
 import lstmjax
-from lstmjax import cudnn, unroll
+from lstmjax import unroll
+from lstmjax.recurrence import cudnn
 from lstmjax.unroll import _run_cudnn
 from tests.cells import problem
 

@@ -9,6 +9,7 @@ import pytest
 import lstmjax
 from lstmjax import gru, init_stack, lstm, projected_lstm, rnn, state_history, unroll, unroll_stack
 from lstmjax.gradients import adjoint_norms, decay_fit
+from lstmjax.recurrence.cudnn import unflatten_lstm
 
 
 @pytest.fixture(autouse=True)
@@ -32,8 +33,8 @@ def state(**leaves):
 BAD_CALLS = {
     "rank of xs": (ValueError, r"xs has shape \(3,\); wanted \[T, \*B, I\]", lambda: unroll(cell, params, xs[0, 0])),
     "features of xs": (ValueError, r"x has shape \(2, 4\); wanted .* I = 3", lambda: unroll(cell, params, jnp.ones((T, B, 4)))),
-    "integer xs": (TypeError, "xs has dtype int32; wanted a floating dtype", lambda: unroll(cell, params, jnp.ones((T, B, I), jnp.int32))),
-    "complex xs": (TypeError, "xs has dtype complex64", lambda: unroll(cell, params, xs.astype(jnp.complex64))),
+    "integer xs": (TypeError, "x has dtype int32; wanted a floating dtype", lambda: unroll(cell, params, jnp.ones((T, B, I), jnp.int32))),
+    "complex xs": (TypeError, "x has dtype complex64", lambda: unroll(cell, params, xs.astype(jnp.complex64))),
     "integer x in a step": (TypeError, "x has dtype int32", lambda: cell.step(params, state(), jnp.ones((B, I), jnp.int32))),
     "lengths beyond T": (ValueError, "lengths run from 1 to 7; wanted 0 to T = 6", lambda: unroll(cell, params, xs, lengths=jnp.array([1, 7]))),
     "negative lengths": (ValueError, "lengths run from -1 to 6; wanted 0 to T = 6", lambda: unroll(cell, params, xs, lengths=np.array([-1, 6]))),
@@ -53,19 +54,19 @@ BAD_CALLS = {
     "another size's params in a stack": (ValueError, "^layer 1: params are of H = 4 hidden units, and the cell, or a state given, of H = 5", lambda: unroll_stack([cell, lstm(5)], [params, lstm(4).init(key, H)], xs)),
     "a dict of params": (TypeError, "params is a dict with keys 'lstm', 'w'; wanted LSTMParams", lambda: unroll(cell, {"lstm": params, "w": jnp.ones(H)}, xs)),
     "a pair's params": (TypeError, "params is a tuple of 2; wanted LSTMParams; unroll_stack takes layers and pairs", lambda: unroll(cell, (params, params), xs)),
-    "a cell's params for a pair": (TypeError, r"layer 0: params is an array of shape \(3, 20\); wanted LSTMParams", lambda: unroll_stack([(cell, cell)], [params], xs)),
+    "a cell's params for a pair": (TypeError, "layer 0: params is a LSTMParams; wanted a pair", lambda: unroll_stack([(cell, cell)], [params], xs)),
     "no params": (TypeError, "params is a NoneType; wanted GRUParams", lambda: unroll(gru(H), None, xs)),
     "a state as params": (TypeError, "params is a LSTMState; wanted ProjectedLSTMParams", lambda: unroll(projected_lstm(H, 2), state(), xs)),
     "weights of another cell": (ValueError, r"params.w_h has shape \(5, 15\); wanted \[H, 4·H\]", lambda: unroll(cell, params._replace(w_h=params.w_h[:, :15]), xs)),
-    "a step that changes its carry": (ValueError, "the cell's step was given state .* and returned", lambda: unroll(cell._replace(step=lambda p, s, x: (s.c, s.h)), params, xs)),
-    "remat_block": (ValueError, "remat_block is 0; wanted a whole number of steps", lambda: unroll(cell, params, xs, remat_block=0)),
+    "a step that changes its carry": (ValueError, "the cell's step was given state .* and returned", lambda: unroll(cell.replace(step=lambda p, s, x: (s.c, s.h)), params, xs)),
+    "remat_block": (ValueError, "remat_block is 0; wanted a whole number", lambda: unroll(cell, params, xs, remat_block=0)),
     "scan_unroll": (ValueError, "scan_unroll is 1.5; wanted a whole number", lambda: state_history(cell, params, xs, scan_unroll=1.5)),
     "implementation": (ValueError, "implementation is 'cuda'; wanted None, 'fused', 'scan' or, to unroll, 'cudnn'", lambda: unroll(cell, params, xs, implementation="cuda")),
-    "no recurrence": (ValueError, "implementation is 'fused', and this cell has no recurrence", lambda: unroll(cell._replace(recurrence=None), params, xs, implementation="fused")),
+    "no recurrence": (ValueError, "implementation is 'fused', which cannot run this cell: its step is not made of two parts", lambda: unroll(cell.replace(step=lambda *a: cell.step(*a)), params, xs, implementation="fused")),
     "cuDNN without a GPU": (ValueError, "'cudnn', which cannot serve this: mask is given; the backend is cpu, not gpu", lambda: unroll(cell, params, xs, mask=jnp.ones((T, B), bool), implementation="cudnn")),
     "cuDNN for another cell": (ValueError, "the cell is no LSTM with σ and tanh; .* hold bfloat16, not float32", lambda: unroll(gru(H), gru(H).init(key, I, jnp.bfloat16), xs.astype(jnp.bfloat16), implementation="cudnn")),
     "cuDNN for a history": (ValueError, "implementation is 'cudnn'; wanted None", lambda: state_history(cell, params, xs, implementation="cudnn")),
-    "cuDNN's vector": (ValueError, r"flat has shape \(7,\); wanted \(20,\)", lambda: lstmjax.cudnn.unflatten_lstm(jnp.ones(7), 2, 1)),
+    "cuDNN's vector": (ValueError, r"flat has shape \(7,\); wanted \(20,\)", lambda: unflatten_lstm(jnp.ones(7), 2, 1)),
     "unknown option": (TypeError, "time_major", lambda: unroll(cell, params, xs, time_major=True)),
     "unknown option of a stack": (TypeError, "time_major", lambda: unroll_stack([cell], [params], xs, time_major=True)),
     "hidden_size": (ValueError, "hidden_size is 0; wanted", lambda: lstm(0)),

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lstmjax
-from lstmjax import fused, unroll
-from lstmjax.unroll import run_scan
+from lstmjax import unroll
+from lstmjax.recurrence import linear
+from lstmjax.unroll import run
 from tests.cells import CELLS, problem
 
 
@@ -30,10 +31,10 @@ def loss_of(cell, implementation, **options):
 @pytest.fixture(params=[1, 64, 2**19], ids=["blocks of the least size", "small blocks", "one block"])
 def blocks(request, monkeypatch):
     """Block lengths that do and do not divide T; nothing compiled under another length is used again."""
-    monkeypatch.setattr(fused, "BLOCK_ELEMENTS", request.param)
-    run_scan.clear_cache()
+    monkeypatch.setattr(linear, "BLOCK_ELEMENTS", request.param)
+    run.clear_cache()
     yield
-    run_scan.clear_cache()
+    run.clear_cache()
 
 
 OPTIONS = {
@@ -147,7 +148,7 @@ def test_programs_do_not_grow_with_time():
 
 def test_a_replaced_step_is_the_one_that_runs():
     cell = CELLS["lstm"]
-    doubled = cell._replace(step=lambda p, s, x: (s, 2 * x[..., :2]))
+    doubled = cell.replace(step=lambda p, s, x: (s, 2 * x[..., :2]))
     params, xs, _ = problem(cell, (4, 2, 3))
     np.testing.assert_array_equal(unroll(doubled, params, xs)[1], 2 * xs[..., :2])
 
@@ -161,4 +162,4 @@ def test_a_replaced_step_is_the_one_that_runs():
     ],
 )  # fmt: skip
 def test_block_lengths(shape, length):
-    assert fused.block_length(shape) == length
+    assert linear.block_length(shape) == length

@@ -10,7 +10,7 @@ import lstmjax
 from lstmjax import state_history
 from lstmjax.gradients import cell_highway, jacobian, jacobian_norms
 from lstmjax.gradients.linear import linearised
-from lstmjax.scan import Timeline, advance
+from lstmjax.recurrence.scan import Timeline, advance
 from tests.cells import CELLS, HIDDEN, problem
 
 

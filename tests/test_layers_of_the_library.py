@@ -12,7 +12,7 @@ import lstmjax
 PACKAGE = Path(lstmjax.__file__).parent
 # Every module may import those to its left, and nothing to its right.
 ORDER = [
-    "checks", "plot", "drawing", "typing", "init", "gates", "cells", "scan", "fused", "cudnn", "unroll", "tasks", "explain",
+    "checks", "functions", "plot", "drawing", "typing", "init", "gates", "cells", "recurrence", "unroll", "tasks", "explain",
     "stack", "gradients",
 ]  # fmt: skip
 # These stand beside one another on the core, and do not import one another.

@@ -245,11 +245,11 @@ def test_any_cell_will_do():
 
 
 def test_cells_that_share_a_step_share_a_program():
-    from lstmjax.unroll import run_scan
+    from lstmjax.unroll import run
 
     xs = jnp.ones((6, 2, 3), jnp.float32)
-    run_scan.clear_cache()
+    run.clear_cache()
     for seed in range(3):
         cell = lstmjax.lstm(4, forget_bias=float(seed))
         unroll(cell, cell.init(jax.random.key(seed), 3), xs)
-    assert run_scan._cache_size() == 1
+    assert run._cache_size() == 1

@@ -2,7 +2,7 @@
 
 from jax import export
 
-from lstmjax.cells.base import Cell
+from lstmjax.cells.base import Cell, Products, Recurrence
 from lstmjax.cells.gru import GRUParams, GRUState, gru, gru_step
 from lstmjax.cells.lstm import LSTMParams, LSTMState, lstm, lstm_step
 from lstmjax.cells.projected import ProjectedLSTMParams, projected_lstm, projected_lstm_step
@@ -14,9 +14,11 @@ __all__ = [
     "GRUState",
     "LSTMParams",
     "LSTMState",
+    "Products",
     "ProjectedLSTMParams",
     "RNNParams",
     "RNNState",
+    "Recurrence",
     "gru",
     "gru_step",
     "lstm",

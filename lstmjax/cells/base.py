@@ -1,69 +1,193 @@
-"""What a cell is, and the one check that every cell's step makes."""
+"""What a cell is, how its step is made of two parts, and the checks that the cells here share."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from lstmjax.typing import Params, Shape, State
+from lstmjax import init as initializers
+from lstmjax.functions import Comparable
+from lstmjax.gates import split_gates
+from lstmjax.typing import Initializer, Key, Params, Shape, State
+
+Gates = tuple[Array, ...]
+"""Pre-activations, one array of the state's shape for each gate."""
 
 
-class Recurrence(NamedTuple):
-    """A step taken apart into its products and its elementwise rest, so that its derivative can be taken apart too.
+@runtime_checkable
+class Init(Protocol):
+    """Draws a cell's parameters."""
 
-    With z the pre-activations, ``[*B, N]``, N = 4H for an LSTM, a step is::
+    def __call__(self, key: Key, input_size: int, dtype: Any = jnp.float32) -> Params:
+        """Parameters for inputs of ``input_size`` features, in ``dtype``."""
+        ...
 
-        z  = pre(weights, x, h)             affine in x and h, linear in the weights: all the matrix products
-        s' = activate(z, s)                 elementwise: all the non-linearities
 
-    and its tangent is the linear recurrence::
+@runtime_checkable
+class InitialState(Protocol):
+    """Makes the state before the first step."""
 
-        dz  = pre(dweights, x, h) + from_x(weights, dx) + from_h(weights, dh)
-        ds' = tangent(coefficients, dz, ds)
+    def __call__(self, batch_shape: Shape = (), dtype: Any = jnp.float32) -> State:
+        """A state whose leaves are ``[*B, ...]``; what of it is floating, in ``dtype``."""
+        ...
 
-    whose coefficients ``linearise`` hands out along with the new state, while everything they are made of is at hand.
-    The unroll in :mod:`lstmjax.fused` runs on these; ``step`` remains the definition they are tested against.
+
+@runtime_checkable
+class Step(Protocol):
+    """One step of time, in the order that ``lax.scan`` wants."""
+
+    def __call__(self, params: Params, state: State, x: Any) -> tuple[State, Any]:
+        """``(params, state [*B, ...], x [*B, I]) -> (state, y [*B, ...])``; the state of the kind and dtypes it had."""
+        ...
+
+
+class Products(NamedTuple):
+    """All the products of a step, z = pre(weights, x, h), with what makes them fast.
 
     Attributes:
-        step: the cell's step that this takes apart.
-        pack: ``params -> weights``, linear: what the products want, made once outside the loop.
-        pre: ``(weights, x, h) -> z``.
-        from_x: ``(weights, dx) -> dz``, the part of ``pre`` that is linear in x.
+        pre: ``(weights, x, h) -> z``, affine in x and in h.
+        pack: ``params -> weights``: what the products want, made once outside the loop.
+        from_x: ``(weights, dx) -> dz``, the part that is linear in x.
         from_h: ``(weights, dh) -> dz``, the part that is linear in h.
-        activate: ``(z, state) -> state``.
-        linearise: ``(z, state) -> (state, coefficients)``.
-        tangent: ``(coefficients, dz, dstate) -> dstate``, linear in the last two.
     """
 
-    step: Callable
+    pre: Callable[[Any, Any, Array], Any]
     pack: Callable[[Params], Any]
-    pre: Callable[[Any, Array, Array], Array]
-    from_x: Callable[[Any, Array], Array]
-    from_h: Callable[[Any, Array], Array]
-    activate: Callable[[Array, State], State]
-    linearise: Callable[[Array, State], tuple[State, Any]]
+    from_x: Callable[[Any, Any], Any]
+    from_h: Callable[[Any, Array], Any]
+
+
+class Linearisation(NamedTuple):
+    """The derivative of ``activate`` written by hand, where that is faster than the derived one.
+
+    Attributes:
+        linearise: ``(z, state) -> (state, coefficients)``.
+        tangent: ``(coefficients, dz [*B, N], dstate) -> dstate``, linear in the last two.
+    """
+
+    linearise: Callable[[Gates, State], tuple[State, Any]]
     tangent: Callable[[Any, Array, State], State]
 
 
-class Cell(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Recurrence(Comparable):
+    """A step made of two parts: first all the products, then all the non-linearities.
+
+    ::
+
+        z  = pre(params, x, h)       affine in x and h: every product of the step
+        s' = activate(z, s)          elementwise: every non-linearity
+        h' = project(params, h')     where there is a projection: linear
+
+    From these two come the step itself (call this object as one), its linearisation, with which :func:`~lstmjax.unroll`
+    trains faster and more exactly than a plain scan, and every diagnostic of :mod:`lstmjax.gradients`.
+
+    ``pre`` returns an array ``[*B, k·H]``, k gates side by side, or a pytree of such arrays. One that lacks batch axes is
+    spread over them, so a weight that works elementwise, as a peephole does, is handed on as one more gate.
+    ``activate`` is given the gates one by one, a flat tuple of arrays ``[*B, H]``, and the state, all in the same dtype,
+    float32 at least. It returns a state of the same kind, whose field ``h`` is also the output of the step.
+
+    Attributes:
+        pre: ``(params, x, h) -> z``, or :class:`Products`, which has that and what makes it fast. x and h come in the
+            dtype of the parameters.
+        activate: ``(z, state) -> state``. Where it turns out not to be elementwise, or closes over values that are
+            traced, the step is still right, and is unrolled as any other function is.
+        project: ``(params, h) -> h``, linear in h. The state's h then has the projection's size, and the one that
+            ``activate`` sees is None.
+        gates: ``(z, state) -> {name: value}``, what :func:`~lstmjax.gradients.gate_values` reads.
+        keeps: the name of the gate that says how much of the state is kept.
+        check: ``(params, state, x) -> None``, raises where they do not fit one another.
+        by_hand: the derivative of ``activate``; None: derived from it.
+
+    >>> from lstmjax.gates import sigmoid
+    >>> class Minimal(NamedTuple):
+    ...     h: Array
+    >>> step = Recurrence(
+    ...     pre=lambda params, x, h: x @ params["w_x"] + h @ params["w_h"],
+    ...     activate=lambda z, state: Minimal(sigmoid(z[0]) * state.h + sigmoid(-z[0]) * jnp.tanh(z[1])),
+    ... )
+    >>> params = {"w_x": jnp.ones((3, 4)), "w_h": jnp.ones((2, 4))}
+    >>> step(params, Minimal(jnp.zeros(2)), jnp.ones(3))[1].shape
+    (2,)
+    """
+
+    pre: Callable[[Any, Any, Array], Any] | Products
+    activate: Callable[[Gates, State], State]
+    _: dataclasses.KW_ONLY
+    project: Callable[[Params, Array], Array] | None = None
+    gates: Callable[[Gates, State], dict[str, Array]] | None = None
+    keeps: str | None = None
+    check: Callable[[Params, State, Any], None] | None = None
+    by_hand: Linearisation | None = None
+
+    def __call__(self, params: Params, state: State, x: Any) -> tuple[State, Array]:
+        """The step: ``(params, state, x) -> (state, h)``."""
+        if self.check is not None:
+            self.check(params, state, x)
+        z = self.split(self.z(self.pack(params), x, state.h), state)
+        return self.finish(params, self.activate(z, self.working(state)), state)
+
+    def pack(self, params: Params) -> Any:
+        """The parameters as :meth:`z` takes them, made once outside the loop."""
+        return self.pre.pack(params) if isinstance(self.pre, Products) else params
+
+    def z(self, weights: Any, x: Any, h: Array) -> Array:
+        """All pre-activations side by side, ``[*B, N]``, in float32 at least; x and h in the dtype of the weights."""
+        pre = self.pre.pre if isinstance(self.pre, Products) else self.pre
+        return self.join(pre(weights, *cast_floating((x, h), dtype_of(weights))), h)
+
+    def join(self, z: Any, h: Array) -> Array:
+        """What ``pre`` returned as one array, with the batch axes of h and as wide as it."""
+        dtype = np.result_type(working_dtype(z), working_dtype(h))
+        leaves = [jnp.broadcast_to(z.astype(dtype), (*h.shape[:-1], z.shape[-1])) for z in jax.tree.leaves(z)]
+        return leaves[0] if len(leaves) == 1 else jnp.concatenate(leaves, axis=-1)
+
+    def split(self, z: Array, state: State) -> Gates:
+        """The gates in z, each of the state's shape, ``[*B, H]``."""
+        size = jax.tree.leaves(state)[0].shape[-1]
+        if z.shape[-1] % size or not z.shape[-1]:
+            raise ValueError(
+                f"pre returned {z.shape[-1]} numbers a row; wanted k·H, k gates side by side, with H = {size}, the "
+                "last axis of the state's first array"
+            )
+        return split_gates(z, z.shape[-1] // size)
+
+    def working(self, state: State) -> State:
+        """The state as ``activate`` takes it: in the working dtype, and without an h that is a projection."""
+        state = cast_floating(state, working_dtype(state))
+        return state if self.project is None else state._replace(h=None)
+
+    def finish(self, params: Params, new: State, old: State) -> tuple[State, Array]:
+        """The new state after ``activate``, projected, in the dtypes of the old one; and the output."""
+        if self.project is not None:
+            new = new._replace(h=self.project(params, new.h.astype(dtype_of(params))))
+        new = cast_like(new, old)
+        return new, new.h
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True, eq=False)
+class Cell(Comparable):
     """A recurrent cell: three pure functions, hyper-parameters closed over, parameters and state explicit.
 
-    Anything of this shape can be unrolled, stacked and measured; ``lstm``, ``gru`` and ``rnn`` build three.
+    Anything of this shape can be unrolled, stacked and measured; ``lstm``, ``gru`` and ``rnn`` build three. Cells that
+    were built alike are equal. To ``jit`` a cell is static: it may be an argument, and equal cells share a program.
 
     Attributes:
         init: ``(key, input_size, dtype=float32) -> params``.
         initial_state: ``(batch_shape=(), dtype=float32) -> state``, each leaf ``[*B, ...]``.
-        step: ``(params, state [*B, ...], x [*B, I]) -> (state, y [*B, ...])``, in the order ``lax.scan`` wants.
-        recurrence: the same step taken apart for the fast unroll, or None: the cell is then unrolled by its step.
-            It wants a state with a field ``h`` that is also the output.
+        step: ``(params, state [*B, ...], x [*B, I]) -> (state, y [*B, ...])``, in the order ``lax.scan`` wants: any
+            function, or a :class:`Recurrence`, a step in two parts, which is unrolled faster.
+        num_feature_axes: how many axes of an input are its features: 1 for vectors, 0 for symbols, 3 for images.
 
-    A step computes in the dtype of its parameters and returns the state in the dtype the state came in, so that a
-    float32 state may be carried through bfloat16 weights and a scan never changes its carry.
+    Parameters, states and inputs may be any pytrees of arrays. A step returns the state in the dtypes the state came
+    in, so that a float32 state may be carried through bfloat16 weights and a scan never changes its carry.
 
-    >>> import jax
     >>> leaky = Cell(
     ...     init=lambda key, input_size, dtype=jnp.float32: jnp.full((input_size,), 0.9, dtype),
     ...     initial_state=lambda batch_shape=(), dtype=jnp.float32: jnp.zeros((*batch_shape, 2), dtype),
@@ -73,25 +197,48 @@ class Cell(NamedTuple):
     Array([1., 1.], dtype=float32)
     """
 
-    init: Callable[..., Params]
-    initial_state: Callable[..., State]
-    step: Callable[[Params, State, Any], tuple[State, Any]]
-    recurrence: Recurrence | None = None
+    init: Init
+    initial_state: InitialState
+    step: Step
+    num_feature_axes: int = 1
+
+    def replace(self, **changes: Any) -> "Cell":
+        """The cell with some of its functions replaced."""
+        return dataclasses.replace(self, **changes)
 
 
-def zeros_state(state_type: Callable[..., State], leaves: int, hidden_size: int):
-    """An ``initial_state`` whose leaves are all zero, ``[*B, H]`` each."""
-
-    def initial_state(batch_shape: Shape = (), dtype=jnp.float32) -> State:
-        return state_type(*(jnp.zeros((*batch_shape, hidden_size), dtype) for _ in range(leaves)))
-
-    return initial_state
+def zeros_state(batch_shape: Shape = (), dtype=jnp.float32, *, kind: Callable[..., State], sizes: tuple[int, ...]):
+    """The state whose leaves are all zero, ``[*B, size]`` each."""
+    return kind(*(jnp.zeros((*batch_shape, size), dtype) for size in sizes))
 
 
-def check_hidden_size(hidden_size: int) -> None:
-    """Raises where a cell is asked for with a hidden size that is no positive whole number."""
-    if isinstance(hidden_size, bool) or not isinstance(hidden_size, int) or hidden_size < 1:
-        raise ValueError(f"hidden_size is {hidden_size!r}; wanted a whole number of at least 1")
+def draw_params(
+    key: Key,
+    input_size: int,
+    dtype=jnp.float32,
+    *,
+    kind: Callable[..., Params],
+    parts: tuple[tuple[str, Initializer, tuple[int | None, ...]], ...],
+) -> Params:
+    """Parameters drawn part by part, each ``(name, initialiser, shape)`` with its own key; None in a shape is I."""
+    keys = jax.random.split(key, len(parts))
+    return kind(
+        **{
+            name: draw(k, tuple(input_size if n is None else n for n in shape), dtype)
+            for k, (name, draw, shape) in zip(keys, parts, strict=True)
+        }
+    )
+
+
+def forget_bias_init(forget_bias: float | None, b_init: Initializer | None, name: str = "b_init") -> Initializer:
+    """An LSTM's initialiser of biases, of the two ways to say it; ``name`` is the second's.
+
+    Raises:
+        ValueError: both are given.
+    """
+    if forget_bias is not None and b_init is not None:
+        raise ValueError(f"forget_bias and {name} both set the biases; give one of them")
+    return b_init or initializers.forget_bias(1.0 if forget_bias is None else forget_bias)
 
 
 def check_activations(**activations: Any) -> None:
@@ -165,20 +312,17 @@ class Weights(NamedTuple):
     w_h_t: Array
 
 
-def pack(params: Any) -> Weights:
-    """Packs ``w_x``, ``w_h`` and ``b``; linear, so that it packs their tangents as well."""
+def _pack(params: Any) -> Weights:
     return Weights(jnp.concatenate([params.w_x, params.w_h]), params.b, params.w_x, params.w_h.T)
 
 
-def pre(weights: Weights, x: Float[Array, "*B I"], h: Float[Array, "*B H"]) -> Float[Array, "*B N"]:
-    """z = [x, h] W + b, in one product."""
-    dtype = weights.w.dtype
-    return jnp.concatenate([x.astype(dtype), h.astype(dtype)], axis=-1) @ weights.w + weights.b
+def _pre(weights: Weights, x: Float[Array, "*B I"], h: Float[Array, "*B H"]) -> Float[Array, "*B N"]:
+    return add_bias(jnp.concatenate([x, h], axis=-1) @ weights.w, weights.b)
 
 
 def from_x(weights: Any, dx: Float[Array, "*B I"]) -> Float[Array, "*B N"]:
     """dx W_x."""
-    return dx.astype(weights.w_x.dtype) @ weights.w_x
+    return dx @ weights.w_x
 
 
 def from_h(weights: Any, dh: Float[Array, "*B H"]) -> Float[Array, "*B N"]:
@@ -187,16 +331,49 @@ def from_h(weights: Any, dh: Float[Array, "*B H"]) -> Float[Array, "*B N"]:
     Written with the transposed weights, so that the product of the backward pass, dz W_hᵀ, which is the transpose of
     this one, meets them row by row: on CPU that is faster by up to a third where the batch is small.
     """
-    w_h_t = weights.w_h_t
-    return lax.dot_general(dh.astype(w_h_t.dtype), w_h_t, (((dh.ndim - 1,), (1,)), ((), ())))
+    return lax.dot_general(dh, weights.w_h_t, (((dh.ndim - 1,), (1,)), ((), ())))
 
 
-def like(state: State, *leaves: Array) -> State:
-    """A state of the same kind, each leaf in the dtype of the old one."""
-    return type(state)(*(new.astype(old.dtype) for new, old in zip(leaves, state, strict=True)))
+DENSE = Products(_pre, _pack, from_x, from_h)
+"""z = [x, h] W + b in one product, for parameters ``w_x [I, N]``, ``w_h [H, N]`` and ``b [N]``."""
 
 
-def working(z: Array, *leaves: Array) -> tuple[Array, ...]:
-    """Pre-activations and state leaves in the wider of their dtypes, in which the elementwise part is done."""
-    dtype = np.promote_types(z.dtype, leaves[0].dtype)
-    return tuple(a.astype(dtype) for a in (z, *leaves))
+def add_bias(z: Float[Array, "*B N"], b: Float[Array, " N"]) -> Float[Array, "*B N"]:
+    """z + b in float32 at least: backwards that is the sum over all rows which is the bias's gradient."""
+    z, b = (a.astype(wide(a.dtype)) for a in (z, b))
+    return z + jnp.broadcast_to(b, z.shape)
+
+
+def wide(dtype: Any) -> np.dtype:
+    """The dtype, or float32 where it is narrower."""
+    return np.promote_types(dtype, np.float32)
+
+
+def dtype_of(tree: Any) -> np.dtype:
+    """The dtype that parameters are computed with: that of their floating leaves, or the wider where they differ."""
+    dtypes = {leaf.dtype for leaf in floating(tree)}
+    return dtypes.pop() if len(dtypes) == 1 else working_dtype(tree)
+
+
+def working_dtype(tree: Any) -> np.dtype:
+    """The dtype of everything elementwise: float64 where a leaf is, else float32."""
+    return np.dtype(np.float64 if any(leaf.dtype == np.float64 for leaf in floating(tree)) else np.float32)
+
+
+def floating(tree: Any) -> Iterator[Any]:
+    """The leaves that are floating."""
+    return (leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating))
+
+
+def cast_floating(tree: Any, dtype: np.dtype) -> Any:
+    """The tree with its floating leaves in a dtype."""
+
+    def cast(leaf):
+        return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    return jax.tree.map(cast, tree)
+
+
+def cast_like(tree: Any, other: Any) -> Any:
+    """The tree with each leaf in the dtype of its counterpart."""
+    return jax.tree.map(lambda new, old: new if new.dtype == old.dtype else new.astype(old.dtype), tree, other)

@@ -1,28 +1,28 @@
 """The gated recurrent unit, in the form cuDNN, PyTorch and Flax share (the reset gate acts after the product)."""
 
-import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lstmjax import init as initializers
 from lstmjax.cells.base import (
     Cell,
+    Gates,
+    Products,
     Recurrence,
+    add_bias,
     check_activations,
-    check_hidden_size,
     check_step,
+    draw_params,
     from_h,
     from_x,
-    like,
-    working,
     zeros_state,
 )
-from lstmjax.gates import Activation, split_gates
-from lstmjax.typing import Initializer, Key
+from lstmjax.checks import whole_number
+from lstmjax.functions import Partial
+from lstmjax.gates import Activation, sigmoid, tanh
+from lstmjax.typing import Initializer
 
 
 class GRUParams(NamedTuple):
@@ -56,8 +56,8 @@ def gru_step(
     state: GRUState,
     x: Any,
     *,
-    gate_activation: Activation = jax.nn.sigmoid,
-    activation: Activation = jnp.tanh,
+    gate_activation: Activation = sigmoid,
+    activation: Activation = tanh,
 ) -> tuple[GRUState, Float[Array, "*B H"]]:
     """One step of the GRU.
 
@@ -89,16 +89,7 @@ def gru_step(
     >>> round(float(y[0]), 4)
     0.9946
     """
-    check_step(GRUParams, 3, params, state.h, x)
-    by_x, before = working(x.astype(params.w_x.dtype) @ params.w_x + params.b, state.h)
-    by_h, _ = working(state.h.astype(params.w_h.dtype) @ params.w_h, state.h)
-    x_r, x_z, x_n = split_gates(by_x, 3)
-    h_r, h_z, h_n = split_gates(by_h, 3)
-    r = gate_activation(x_r + h_r)
-    z = gate_activation(x_z + h_z)
-    n = activation(x_n + r * (h_n + params.b_n.astype(h_n.dtype)))
-    new = like(state, (1 - z) * n + z * before)
-    return new, new.h
+    return _recurrence(gate_activation, activation)(params, state, x)
 
 
 class GRUWeights(NamedTuple):
@@ -129,8 +120,7 @@ def _join(by_x: Array, by_h: Array) -> Array:
 
 
 def _pre(weights: GRUWeights, x: Array, h: Array) -> Array:
-    dtype = weights.w_x.dtype
-    return _join(x.astype(dtype) @ weights.w_x, h.astype(dtype) @ weights.w_h) + weights.b
+    return add_bias(_join(x @ weights.w_x, h @ weights.w_h), weights.b)
 
 
 def _from_x(weights: GRUWeights, dx: Array) -> Array:
@@ -148,66 +138,52 @@ def _padded(part: Array, size: int) -> Array:
     return jnp.pad(part, [(0, 0)] * (part.ndim - 1) + [(0, size)])
 
 
-def _gates(z: Array) -> tuple[Array, Array, Array, Array]:
-    z_r, z_z, z_x, z_h = split_gates(z, 4)
-    r, keep = jax.nn.sigmoid(z_r), jax.nn.sigmoid(z_z)
-    return r, keep, jnp.tanh(z_x + r * z_h), z_h
+PRODUCTS = Products(_pre, _pack, _from_x, _from_h)
 
 
-def _activate(z: Array, state: GRUState) -> GRUState:
-    z, h = working(z, state.h)
-    _, keep, n, _ = _gates(z)
-    return like(state, (1 - keep) * n + keep * h)
+def _recurrence(gate_activation: Activation, activation: Activation) -> Recurrence:
+    of = {"gate_activation": gate_activation, "activation": activation}
+    return Recurrence(
+        PRODUCTS, Partial(_activate, **of), gates=Partial(_gates, **of), keeps="update", check=_check,
+    )  # fmt: skip
 
 
-def _linearise(z: Array, state: GRUState) -> tuple[GRUState, tuple[Array, Array]]:
-    """The new state, and the derivatives of h' by z and by h.
-
-    With k_n = (1−z)(1−n²):  k = [k_n r(1−r) z_h, z(1−z)(h − n), k_n, k_n r],   z
-    """
-    z, h = working(z, state.h)
-    r, keep, n, z_h = _gates(z)
-    k_n = (1 - keep) * (1 - n * n)
-    k = jnp.concatenate([k_n * r * (1 - r) * z_h, keep * (1 - keep) * (h - n), k_n, k_n * r], axis=-1)
-    return like(state, (1 - keep) * n + keep * h), (k, keep)
+def _check(params: GRUParams, state: GRUState, x: Any) -> None:
+    check_step(GRUParams, 3, params, state.h, x)
 
 
-def _tangent(coefficients: tuple[Array, Array], dz: Array, dstate: GRUState) -> GRUState:
-    """dh' = k · dz + z dh, the first a sum over the four parts of z."""
-    k, keep = coefficients
-    by_r, by_z, by_x, by_h = split_gates(k * dz.astype(k.dtype), 4)
-    return like(dstate, (by_r + by_z + by_x + by_h) + keep * dstate.h.astype(k.dtype))
+def _gates(z: Gates, state: GRUState, *, gate_activation: Activation, activation: Activation) -> dict[str, Array]:
+    del state
+    z_r, z_z, z_x, z_h = z
+    reset = gate_activation(z_r)
+    return {"reset": reset, "update": gate_activation(z_z), "candidate": activation(z_x + reset * z_h)}
 
 
-RECURRENCE = Recurrence(gru_step, _pack, _pre, _from_x, _from_h, _activate, _linearise, _tangent)
-
-
-@functools.cache
-def _with_activations(gate_activation: Activation, activation: Activation) -> tuple[Callable, Recurrence | None]:
-    """The step and the recurrence, as for the LSTM."""
-    if (gate_activation, activation) == (jax.nn.sigmoid, jnp.tanh):
-        return gru_step, RECURRENCE
-    return functools.partial(gru_step, gate_activation=gate_activation, activation=activation), None
+def _activate(z: Gates, state: GRUState, *, gate_activation: Activation, activation: Activation) -> GRUState:
+    gates = _gates(z, state, gate_activation=gate_activation, activation=activation)
+    keep = gates["update"]
+    # 1 − σ(z) = σ(−z), which keeps its digits where nearly all is kept.
+    renew = sigmoid(-z[1]) if gate_activation is sigmoid else 1 - keep
+    return GRUState(renew * gates["candidate"] + keep * state.h)
 
 
 def gru(
     hidden_size: int,
     *,
-    gate_activation: Activation = jax.nn.sigmoid,
-    activation: Activation = jnp.tanh,
-    w_x_init: Initializer = jax.nn.initializers.lecun_normal(),
+    gate_activation: Activation = sigmoid,
+    activation: Activation = tanh,
+    w_x_init: Initializer = initializers.lecun_normal(),
     w_h_init: Initializer | None = None,
-    b_init: Initializer = jax.nn.initializers.zeros,
+    b_init: Initializer = initializers.zeros,
 ) -> Cell:
     """A GRU cell.
 
     Args:
         hidden_size: H, the number of hidden units.
-        gate_activation: elementwise, in place of σ in both gates. With it or ``activation`` other than the defaults
-            the cell has no fused recurrence.
+        gate_activation: elementwise, in place of σ in both gates.
         activation: elementwise, in place of tanh.
         w_x_init: draws ``[I, 3H]``.
-        w_h_init: draws ``[H, 3H]``; orthogonal, each gate by itself, unless told.
+        w_h_init: draws ``[H, 3H]``; default orthogonal, each gate by itself.
         b_init: draws ``[3H]``, and ``[H]`` for the candidate's recurrent bias.
 
     Returns:
@@ -217,20 +193,20 @@ def gru(
         ValueError: hidden_size is not a positive whole number.
         TypeError: an activation cannot be called.
 
+    >>> import jax
     >>> gru(hidden_size=4).init(jax.random.key(0), 2).w_h.shape
     (4, 12)
     """
-    check_hidden_size(hidden_size)
+    size = whole_number("hidden_size", hidden_size)
     check_activations(gate_activation=gate_activation, activation=activation)
-    w_h_init = w_h_init or initializers.per_gate(initializers.orthogonal(), 3)
-
-    def init(key: Key, input_size: int, dtype=jnp.float32) -> GRUParams:
-        k_x, k_h, k_b, k_n = jax.random.split(key, 4)
-        return GRUParams(
-            w_x=w_x_init(k_x, (input_size, 3 * hidden_size), dtype),
-            w_h=w_h_init(k_h, (hidden_size, 3 * hidden_size), dtype),
-            b=b_init(k_b, (3 * hidden_size,), dtype),
-            b_n=b_init(k_n, (hidden_size,), dtype),
-        )
-
-    return Cell(init, zeros_state(GRUState, 1, hidden_size), *_with_activations(gate_activation, activation))
+    parts = (
+        ("w_x", w_x_init, (None, 3 * size)),
+        ("w_h", w_h_init or initializers.per_gate(initializers.orthogonal(), 3), (size, 3 * size)),
+        ("b", b_init, (3 * size,)),
+        ("b_n", b_init, (size,)),
+    )
+    return Cell(
+        init=Partial(draw_params, kind=GRUParams, parts=parts),
+        initial_state=Partial(zeros_state, kind=GRUState, sizes=(size,)),
+        step=_recurrence(gate_activation, activation),
+    )

@@ -1,29 +1,26 @@
 """The long short-term memory cell."""
 
-import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
-import numpy as np
+from jax import jvp
 from jaxtyping import Array, Float
 
 from lstmjax import init as initializers
 from lstmjax.cells.base import (
+    DENSE,
     Cell,
+    Gates,
+    Linearisation,
     Recurrence,
     check_activations,
-    check_hidden_size,
     check_step,
-    from_h,
-    from_x,
-    like,
-    pack,
-    pre,
-    working,
+    draw_params,
+    forget_bias_init,
     zeros_state,
 )
+from lstmjax.checks import whole_number
+from lstmjax.functions import Partial
 from lstmjax.gates import (
     Activation,
     candidate,
@@ -31,11 +28,12 @@ from lstmjax.gates import (
     forget_gate,
     input_gate,
     output_gate,
-    pre_activation,
+    sigmoid,
     split_gates,
+    tanh,
     update_cell_state,
 )
-from lstmjax.typing import Initializer, Key
+from lstmjax.typing import Initializer
 
 
 class LSTMParams(NamedTuple):
@@ -69,8 +67,8 @@ def lstm_step(
     state: LSTMState,
     x: Any,
     *,
-    gate_activation: Activation = jax.nn.sigmoid,
-    activation: Activation = jnp.tanh,
+    gate_activation: Activation = sigmoid,
+    activation: Activation = tanh,
 ) -> tuple[LSTMState, Float[Array, "*B H"]]:
     """One step of the LSTM: every gate reads x and h, then c' = f ∘ c + i ∘ g and h' = o ∘ tanh(c').
 
@@ -95,80 +93,81 @@ def lstm_step(
     >>> round(float(state.c[0]), 4), round(float(y[0]), 4)
     (2.6107, 0.8713)
     """
+    return recurrence(gate_activation, activation)(params, state, x)
+
+
+def recurrence(gate_activation: Activation = sigmoid, activation: Activation = tanh, **more: Any) -> Recurrence:
+    """The LSTM's step in its two parts, for any pair of activations."""
+    of = {"gate_activation": gate_activation, "activation": activation}
+    return Recurrence(
+        DENSE,
+        Partial(_activate, **of),
+        gates=Partial(_gates, **of),
+        keeps="forget",
+        by_hand=Linearisation(Partial(_linearise, **of), _tangent),
+        **{"check": _check} | more,
+    )
+
+
+def _check(params: LSTMParams, state: LSTMState, x: Any) -> None:
     check_step(LSTMParams, 4, params, state.h, x)
-    z, c_before = working(pre_activation(*params, x=x, h=state.h), state.c)
-    z_i, z_f, z_g, z_o = split_gates(z, 4)
-    f, i = forget_gate(z_f, gate_activation), input_gate(z_i, gate_activation)
-    c = update_cell_state(f, c_before, i, candidate(z_g, activation))
-    new = like(state, c, emit_hidden_state(output_gate(z_o, gate_activation), c, activation))
-    return new, new.h
 
 
-def _activations(z: Array) -> Array:
-    """i, f, g, o side by side, from one tanh over all of z, by σ(z) = (1 + tanh(z/2))/2.
-
-    Four passes over four slices are not vectorised by XLA on CPU, and slower by far.
-    """
-    slope = _each_gate(0.5, 0.5, 1.0, 0.5, like=z)
-    return jnp.tanh(z * slope) * slope + (1 - slope)
-
-
-def _each_gate(i: float, f: float, g: float, o: float, like: Array) -> np.ndarray:
-    """A constant ``[4H]`` with a value for each gate."""
-    return np.repeat(np.array([i, f, g, o], like.dtype), like.shape[-1] // 4)
+def _gates(z: Gates, state: LSTMState, *, gate_activation: Activation, activation: Activation) -> dict[str, Array]:
+    del state
+    z_i, z_f, z_g, z_o = z
+    return {
+        "input": input_gate(z_i, gate_activation),
+        "forget": forget_gate(z_f, gate_activation),
+        "candidate": candidate(z_g, activation),
+        "output": output_gate(z_o, gate_activation),
+    }
 
 
-def _activate(z: Array, state: LSTMState) -> LSTMState:
-    z, c = working(z, state.c)
-    i, f, g, o = split_gates(_activations(z), 4)
-    c = update_cell_state(f, c, i, g)
-    return like(state, c, emit_hidden_state(o, c))
+def _activate(z: Gates, state: LSTMState, *, gate_activation: Activation, activation: Activation) -> LSTMState:
+    gates = _gates(z, state, gate_activation=gate_activation, activation=activation)
+    c = update_cell_state(gates["forget"], state.c, gates["input"], gates["candidate"])
+    return LSTMState(c, emit_hidden_state(gates["output"], c, activation))
 
 
-def _linearise(z: Array, state: LSTMState) -> tuple[LSTMState, tuple[Array, Array, Array]]:
+def _linearise(
+    z: Gates, state: LSTMState, *, gate_activation: Activation, activation: Activation
+) -> tuple[LSTMState, tuple[Array, Array, Array]]:
     """The new state, and the derivatives of c' by z and c, and of h' by z_o and c'.
 
-    k = [i(1−i) g, f(1−f) c, (1−g)(1+g) i, o(1−o) tanh c'],   f,   o (1 − tanh² c')
+    ::
+
+        k = [i' g, f' c, g' i, o' tanh c'],   f,   o tanh'(c')
+
+    One diagonal less for each gate than the derived ones, which hold the way from z_i to h' as well.
     """
-    z, c_before = working(z, state.c)
-    a = _activations(z)
-    i, f, g, o = split_gates(a, 4)
-    c = update_cell_state(f, c_before, i, g)
-    tanh_c = jnp.tanh(c)
-    # σ' = (1 − σ)(σ + 0) and tanh' = (1 − tanh)(tanh + 1), in one pass over all four gates.
-    k = (1 - a) * (a + _each_gate(0.0, 0.0, 1.0, 0.0, like=z)) * jnp.concatenate([g, c_before, i, tanh_c], axis=-1)
-    return like(state, c, o * tanh_c), (k, f, o * (1 - tanh_c * tanh_c))
+
+    def with_slope(function, v):
+        return jvp(function, (v,), (jnp.ones_like(v),))
+
+    (i, di), (f, df), (o, do) = (with_slope(gate_activation, z[n]) for n in (0, 1, 3))
+    g, dg = with_slope(activation, z[2])
+    c = update_cell_state(f, state.c, i, g)
+    out, d_out = with_slope(activation, c)
+    k = jnp.concatenate([di * g, df * state.c, dg * i, do * out], axis=-1)
+    return LSTMState(c, o * out), (k, f, o * d_out)
 
 
-def _tangent(coefficients: tuple[Array, Array, Array], dz: Array, dstate: LSTMState) -> LSTMState:
-    """dc' = f dc + k_i dz_i + k_f dz_f + k_g dz_g;   dh' = k_o dz_o + o (1 − tanh² c') dc'."""
+def _tangent(coefficients: tuple[Array, Array, Array], dz: Array, d_state: LSTMState) -> LSTMState:
+    """dc' = f dc + k_i dz_i + k_f dz_f + k_g dz_g;   dh' = k_o dz_o + o tanh'(c') dc'."""
     k, f, k_c = coefficients
-    by_i, by_f, by_g, by_o = split_gates(k * dz.astype(k.dtype), 4)
-    dc = f * dstate.c.astype(k.dtype) + (by_i + by_f + by_g)
-    return like(dstate, dc, by_o + k_c * dc)
-
-
-RECURRENCE = Recurrence(lstm_step, pack, pre, from_x, from_h, _activate, _linearise, _tangent)
-
-
-@functools.cache
-def _with_activations(gate_activation: Activation, activation: Activation) -> tuple[Callable, Recurrence | None]:
-    """The step and the recurrence; one object for each pair, so that equal cells share a compiled unroll.
-
-    The recurrence is written for σ and tanh; with others the cell is unrolled by its step.
-    """
-    if (gate_activation, activation) == (jax.nn.sigmoid, jnp.tanh):
-        return lstm_step, RECURRENCE
-    return functools.partial(lstm_step, gate_activation=gate_activation, activation=activation), None
+    by_i, by_f, by_g, by_o = split_gates(k * dz, 4)
+    dc = f * d_state.c + (by_i + by_f + by_g)
+    return LSTMState(dc, by_o + k_c * dc)
 
 
 def lstm(
     hidden_size: int,
     *,
     forget_bias: float | None = None,
-    gate_activation: Activation = jax.nn.sigmoid,
-    activation: Activation = jnp.tanh,
-    w_x_init: Initializer = jax.nn.initializers.lecun_normal(),
+    gate_activation: Activation = sigmoid,
+    activation: Activation = tanh,
+    w_x_init: Initializer = initializers.lecun_normal(),
     w_h_init: Initializer | None = None,
     b_init: Initializer | None = None,
 ) -> Cell:
@@ -176,12 +175,11 @@ def lstm(
 
     Args:
         hidden_size: H, the number of hidden units.
-        forget_bias: the forget gate's initial bias, 1.0 unless told; all other biases start at 0.
-        gate_activation: elementwise, in place of σ in the three gates. With it or ``activation`` other than the
-            defaults the cell has no fused recurrence.
+        forget_bias: the forget gate's initial bias, default 1.0; all other biases start at 0.
+        gate_activation: elementwise, in place of σ in the three gates.
         activation: elementwise, in place of tanh.
         w_x_init: draws ``[I, 4H]``.
-        w_h_init: draws ``[H, 4H]``; orthogonal, each gate by itself, unless told.
+        w_h_init: draws ``[H, 4H]``; default orthogonal, each gate by itself.
         b_init: draws ``[4H]``, in place of ``forget_bias``; see :func:`lstmjax.init.chrono`.
 
     Returns:
@@ -191,24 +189,21 @@ def lstm(
         ValueError: hidden_size is not a positive whole number, or both forget_bias and b_init are given.
         TypeError: an activation cannot be called.
 
+    >>> import jax
     >>> cell = lstm(hidden_size=3)
     >>> params = cell.init(jax.random.key(0), 2)
     >>> params.w_x.shape, params.b.tolist()
     ((2, 12), [0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])
     """
-    check_hidden_size(hidden_size)
+    size = whole_number("hidden_size", hidden_size)
     check_activations(gate_activation=gate_activation, activation=activation)
-    if forget_bias is not None and b_init is not None:
-        raise ValueError("forget_bias and b_init both set the biases; give one of them")
-    w_h_init = w_h_init or initializers.per_gate(initializers.orthogonal(), 4)
-    b_init = b_init or initializers.forget_bias(1.0 if forget_bias is None else forget_bias)
-
-    def init(key: Key, input_size: int, dtype=jnp.float32) -> LSTMParams:
-        k_x, k_h, k_b = jax.random.split(key, 3)
-        return LSTMParams(
-            w_x=w_x_init(k_x, (input_size, 4 * hidden_size), dtype),
-            w_h=w_h_init(k_h, (hidden_size, 4 * hidden_size), dtype),
-            b=b_init(k_b, (4 * hidden_size,), dtype),
-        )
-
-    return Cell(init, zeros_state(LSTMState, 2, hidden_size), *_with_activations(gate_activation, activation))
+    parts = (
+        ("w_x", w_x_init, (None, 4 * size)),
+        ("w_h", w_h_init or initializers.per_gate(initializers.orthogonal(), 4), (size, 4 * size)),
+        ("b", forget_bias_init(forget_bias, b_init), (4 * size,)),
+    )
+    return Cell(
+        init=Partial(draw_params, kind=LSTMParams, parts=parts),
+        initial_state=Partial(zeros_state, kind=LSTMState, sizes=(size, size)),
+        step=recurrence(gate_activation, activation),
+    )

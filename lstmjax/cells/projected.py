@@ -2,24 +2,14 @@
 
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lstmjax import init as initializers
-from lstmjax.cells.base import Cell, check_hidden_size, check_input, check_kind, like, working
-from lstmjax.cells.lstm import LSTMState
-from lstmjax.gates import (
-    candidate,
-    emit_hidden_state,
-    forget_gate,
-    input_gate,
-    output_gate,
-    pre_activation,
-    split_gates,
-    update_cell_state,
-)
-from lstmjax.typing import Initializer, Key, Shape
+from lstmjax.cells.base import Cell, check_input, check_kind, draw_params, forget_bias_init, zeros_state
+from lstmjax.cells.lstm import LSTMState, recurrence
+from lstmjax.checks import whole_number
+from lstmjax.functions import Partial
+from lstmjax.typing import Initializer
 
 
 class ProjectedLSTMParams(NamedTuple):
@@ -59,18 +49,13 @@ def projected_lstm_step(
 
     Source: Sak, Senior & Beaufays (2014), without peepholes; PyTorch's ``proj_size``.
 
+    >>> import jax.numpy as jnp
     >>> params = ProjectedLSTMParams(jnp.ones((1, 8)), jnp.ones((1, 8)), jnp.zeros(8), jnp.array([[1.0], [-0.5]]))
     >>> state, y = projected_lstm_step(params, LSTMState(c=jnp.array([2.0, 2.0]), h=jnp.array([1.0])), jnp.array([1.0]))
     >>> round(float(state.c[0]), 4), round(float(y[0]), 4)
     (2.6107, 0.4357)
     """
-    _check_step(params, state, x)
-    z, c_before = working(pre_activation(params.w_x, params.w_h, params.b, x=x, h=state.h), state.c)
-    z_i, z_f, z_g, z_o = split_gates(z, 4)
-    c = update_cell_state(forget_gate(z_f), c_before, input_gate(z_i), candidate(z_g))
-    m = emit_hidden_state(output_gate(z_o), c)
-    new = like(state, c, m.astype(params.w_p.dtype) @ params.w_p)
-    return new, new.h
+    return RECURRENCE(params, state, x)
 
 
 def _check_step(params: ProjectedLSTMParams, state: LSTMState, x: Any) -> None:
@@ -99,27 +84,32 @@ def _check_step(params: ProjectedLSTMParams, state: LSTMState, x: Any) -> None:
             )
 
 
+def _project(params: ProjectedLSTMParams, m: Float[Array, "*B H"]) -> Float[Array, "*B P"]:
+    return m @ params.w_p
+
+
+RECURRENCE = recurrence(project=_project, check=_check_step)
+
+
 def projected_lstm(
     hidden_size: int,
     projection_size: int,
     *,
     forget_bias: float | None = None,
-    w_x_init: Initializer = jax.nn.initializers.lecun_normal(),
+    w_x_init: Initializer = initializers.lecun_normal(),
     w_h_init: Initializer | None = None,
     w_p_init: Initializer | None = None,
     b_init: Initializer | None = None,
 ) -> Cell:
     """A projected LSTM cell: a cell state of H numbers that costs recurrent weights for P.
 
-    It has no fused recurrence, so it is unrolled by its step.
-
     Args:
         hidden_size: H, the number of hidden units.
         projection_size: P, the size of the hidden state and the output.
-        forget_bias: the forget gate's initial bias, 1.0 unless told; all other biases start at 0.
+        forget_bias: the forget gate's initial bias, default 1.0; all other biases start at 0.
         w_x_init: draws ``[I, 4H]``.
-        w_h_init: draws ``[P, 4H]``; orthogonal, each gate by itself, unless told.
-        w_p_init: draws ``[H, P]``; orthogonal unless told.
+        w_h_init: draws ``[P, 4H]``; default orthogonal, each gate by itself.
+        w_p_init: draws ``[H, P]``; default orthogonal.
         b_init: draws ``[4H]``, in place of ``forget_bias``; see :func:`lstmjax.init.chrono`.
 
     Returns:
@@ -129,32 +119,23 @@ def projected_lstm(
     Raises:
         ValueError: a size is not a positive whole number, or both forget_bias and b_init are given.
 
+    >>> import jax
     >>> cell = projected_lstm(hidden_size=8, projection_size=3)
     >>> params = cell.init(jax.random.key(0), 2)
     >>> params.w_h.shape, params.w_p.shape, cell.initial_state((5,)).h.shape
     ((3, 32), (8, 3), (5, 3))
     """
-    check_hidden_size(hidden_size)
-    if isinstance(projection_size, bool) or not isinstance(projection_size, int) or projection_size < 1:
-        raise ValueError(f"projection_size is {projection_size!r}; wanted a whole number of at least 1")
-    if forget_bias is not None and b_init is not None:
-        raise ValueError("forget_bias and b_init both set the biases; give one of them")
-    w_h_init = w_h_init or initializers.per_gate(initializers.orthogonal(), 4)
-    w_p_init = w_p_init or initializers.orthogonal()
-    b_init = b_init or initializers.forget_bias(1.0 if forget_bias is None else forget_bias)
-
-    def init(key: Key, input_size: int, dtype=jnp.float32) -> ProjectedLSTMParams:
-        k_x, k_h, k_b, k_p = jax.random.split(key, 4)
-        return ProjectedLSTMParams(
-            w_x=w_x_init(k_x, (input_size, 4 * hidden_size), dtype),
-            w_h=w_h_init(k_h, (projection_size, 4 * hidden_size), dtype),
-            b=b_init(k_b, (4 * hidden_size,), dtype),
-            w_p=w_p_init(k_p, (hidden_size, projection_size), dtype),
-        )
-
-    def initial_state(batch_shape: Shape = (), dtype=jnp.float32) -> LSTMState:
-        return LSTMState(
-            c=jnp.zeros((*batch_shape, hidden_size), dtype), h=jnp.zeros((*batch_shape, projection_size), dtype)
-        )
-
-    return Cell(init, initial_state, projected_lstm_step)
+    size, projected = (
+        whole_number(n, v) for n, v in (("hidden_size", hidden_size), ("projection_size", projection_size))
+    )
+    parts = (
+        ("w_x", w_x_init, (None, 4 * size)),
+        ("w_h", w_h_init or initializers.per_gate(initializers.orthogonal(), 4), (projected, 4 * size)),
+        ("b", forget_bias_init(forget_bias, b_init), (4 * size,)),
+        ("w_p", w_p_init or initializers.orthogonal(), (size, projected)),
+    )
+    return Cell(
+        init=Partial(draw_params, kind=ProjectedLSTMParams, parts=parts),
+        initial_state=Partial(zeros_state, kind=LSTMState, sizes=(size, projected)),
+        step=RECURRENCE,
+    )

@@ -1,30 +1,15 @@
 """The vanilla recurrent network, of Elman (1990), whose gradient is the product that vanishes or explodes."""
 
-import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lstmjax import init as initializers
-from lstmjax.cells.base import (
-    Cell,
-    Recurrence,
-    check_activations,
-    check_hidden_size,
-    check_step,
-    from_h,
-    from_x,
-    like,
-    pack,
-    pre,
-    working,
-    zeros_state,
-)
-from lstmjax.gates import Activation, pre_activation
-from lstmjax.typing import Initializer, Key
+from lstmjax.cells.base import DENSE, Cell, Gates, Recurrence, check_activations, check_step, draw_params, zeros_state
+from lstmjax.checks import whole_number
+from lstmjax.functions import Partial
+from lstmjax.gates import Activation, tanh
+from lstmjax.typing import Initializer
 
 
 class RNNParams(NamedTuple):
@@ -52,7 +37,7 @@ class RNNState(NamedTuple):
 
 
 def rnn_step(
-    params: RNNParams, state: RNNState, x: Any, *, activation: Activation = jnp.tanh
+    params: RNNParams, state: RNNState, x: Any, *, activation: Activation = tanh
 ) -> tuple[RNNState, Float[Array, "*B H"]]:
     """One step of the vanilla RNN: h' = φ(x W_x + h W_h + b).
 
@@ -69,43 +54,34 @@ def rnn_step(
         ValueError: x, state and params disagree in shape.
         TypeError: x is not floating, or params are no cell's.
 
+    >>> import jax.numpy as jnp
     >>> params = RNNParams(jnp.ones((1, 1)), jnp.ones((1, 1)), jnp.zeros(1))
     >>> round(float(rnn_step(params, RNNState(jnp.array([1.0])), jnp.array([1.0]))[1][0]), 4)
     0.964
     """
+    return _recurrence(activation)(params, state, x)
+
+
+def _recurrence(activation: Activation) -> Recurrence:
+    return Recurrence(DENSE, Partial(_activate, activation=activation), check=_check)
+
+
+def _check(params: RNNParams, state: RNNState, x: Any) -> None:
     check_step(RNNParams, 1, params, state.h, x)
-    z, _ = working(pre_activation(*params, x=x, h=state.h), state.h)
-    new = like(state, activation(z))
-    return new, new.h
 
 
-@functools.cache
-def _with_activation(activation: Activation) -> tuple[Callable, Recurrence]:
-    """The step and the recurrence, one object for each activation, so that equal cells share a compiled unroll."""
-
-    def activate(z: Array, state: RNNState) -> RNNState:
-        z, _ = working(z, state.h)
-        return like(state, activation(z))
-
-    def linearise(z: Array, state: RNNState) -> tuple[RNNState, Array]:
-        z, _ = working(z, state.h)
-        h, slope = jax.jvp(activation, (z,), (jnp.ones_like(z),))
-        return like(state, h), slope
-
-    def tangent(slope: Array, dz: Array, dstate: RNNState) -> RNNState:
-        return like(dstate, slope * dz.astype(slope.dtype))
-
-    step = functools.partial(rnn_step, activation=activation)
-    return step, Recurrence(step, pack, pre, from_x, from_h, activate, linearise, tangent)
+def _activate(z: Gates, state: RNNState, *, activation: Activation) -> RNNState:
+    del state
+    return RNNState(activation(z[0]))
 
 
 def rnn(
     hidden_size: int,
     *,
-    activation: Activation = jnp.tanh,
-    w_x_init: Initializer = jax.nn.initializers.lecun_normal(),
+    activation: Activation = tanh,
+    w_x_init: Initializer = initializers.lecun_normal(),
     w_h_init: Initializer = initializers.orthogonal(),
-    b_init: Initializer = jax.nn.initializers.zeros,
+    b_init: Initializer = initializers.zeros,
 ) -> Cell:
     """A vanilla RNN cell.
 
@@ -126,18 +102,15 @@ def rnn(
         ValueError: hidden_size is not a positive whole number.
         TypeError: activation cannot be called.
 
+    >>> import jax
     >>> rnn(hidden_size=4).init(jax.random.key(0), 2).w_h.shape
     (4, 4)
     """
-    check_hidden_size(hidden_size)
+    size = whole_number("hidden_size", hidden_size)
     check_activations(activation=activation)
-
-    def init(key: Key, input_size: int, dtype=jnp.float32) -> RNNParams:
-        k_x, k_h, k_b = jax.random.split(key, 3)
-        return RNNParams(
-            w_x=w_x_init(k_x, (input_size, hidden_size), dtype),
-            w_h=w_h_init(k_h, (hidden_size, hidden_size), dtype),
-            b=b_init(k_b, (hidden_size,), dtype),
-        )
-
-    return Cell(init, zeros_state(RNNState, 1, hidden_size), *_with_activation(activation))
+    parts = (("w_x", w_x_init, (None, size)), ("w_h", w_h_init, (size, size)), ("b", b_init, (size,)))
+    return Cell(
+        init=Partial(draw_params, kind=RNNParams, parts=parts),
+        initial_state=Partial(zeros_state, kind=RNNState, sizes=(size,)),
+        step=_recurrence(activation),
+    )

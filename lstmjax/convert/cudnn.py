@@ -1,4 +1,4 @@
-"""cuDNN: the flat vector of ``jax.experimental.rnn``, whose layout :mod:`lstmjax.cudnn` describes."""
+"""cuDNN: the flat vector of ``jax.experimental.rnn``, whose layout :mod:`lstmjax.recurrence.cudnn` describes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 
 from lstmjax.cells.lstm import LSTMParams
 from lstmjax.convert.base import as_arrays, cells_of, check_params
-from lstmjax.cudnn import flatten_lstm, unflatten_lstm
+from lstmjax.recurrence.cudnn import flatten_lstm, unflatten_lstm
 
 
 def from_cudnn(

@@ -11,9 +11,9 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
 from lstmjax.cells.base import Cell
-from lstmjax.scan import advance
+from lstmjax.recurrence.inputs import as_sequence, prepare
+from lstmjax.recurrence.scan import advance, over_time
 from lstmjax.typing import Params, State
-from lstmjax.unroll import prepare
 
 
 def per_step_param_grads(
@@ -63,7 +63,7 @@ def per_step_param_grads(
     >>> grads.w_h.shape, bool(jnp.abs(grads.w_h[19]).sum() > jnp.abs(grads.w_h[1]).sum())
     ((20, 4, 16), True)
     """
-    start, fresh, timeline = prepare(cell, params, xs, state, lengths=lengths, mask=mask, resets=resets)
+    start, fresh, timeline = prepare(cell, params, as_sequence(cell, xs, state, lengths, mask, resets))
     copies = jax.tree.map(lambda p: jnp.broadcast_to(p, (timeline.x.shape[0], *jnp.shape(p))), params)
 
     def loss(copies):
@@ -73,7 +73,7 @@ def per_step_param_grads(
             return state, state
 
         _, after = lax.scan(body, start, (copies, timeline))
-        return loss_fn(jax.tree.map(lambda s, rest: jnp.concatenate([s[None], rest]), start, after))
+        return loss_fn(over_time(start, after))
 
     return jax.grad(loss)(copies)
 
@@ -141,7 +141,7 @@ def truncation_bias(
     """
     if not windows or any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in windows):
         raise ValueError(f"windows is {windows!r}; wanted whole numbers of steps, each at least 1")
-    start, fresh, timeline = prepare(cell, params, xs, state, lengths=lengths, mask=mask, resets=resets)
+    start, fresh, timeline = prepare(cell, params, as_sequence(cell, xs, state, lengths, mask, resets))
     times = jnp.arange(timeline.x.shape[0])
 
     # One program for every window length: where a border falls is data.

@@ -1,18 +1,17 @@
 """What the gates do over a sequence: their values, how often they saturate, how far back a unit remembers."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from lstmjax.cells.base import Cell
-from lstmjax.cells.gru import GRUParams
-from lstmjax.cells.lstm import LSTMParams
-from lstmjax.gates import candidate, forget_gate, input_gate, output_gate, pre_activation, split_gates
-from lstmjax.scan import restored, select
+from lstmjax.cells.base import Cell, Recurrence
+from lstmjax.recurrence.inputs import as_sequence, prepare
+from lstmjax.recurrence.scan import over_time, plain_scan, restored, select
 from lstmjax.typing import Params, State
-from lstmjax.unroll import prepare, record_state, run_scan
+from lstmjax.unroll import record_state
 
 
 class GateStatistics(NamedTuple):
@@ -44,7 +43,7 @@ def gate_values(
     """Every gate at every step of an unroll.
 
     Args:
-        cell: an LSTM or a GRU of this library, with any activations.
+        cell: one whose step names its gates, as those of the LSTM and the GRU do.
         params: its parameters.
         xs: ``[T, *B, I]`` inputs.
         state: the state before the first step; the cell's initial state unless given.
@@ -57,7 +56,7 @@ def gate_values(
         ``candidate``; NaN where a step was skipped.
 
     Raises:
-        TypeError: the parameters are those of no gated cell; or as :func:`~lstmjax.unroll`.
+        TypeError: the cell names no gates; or as :func:`~lstmjax.unroll`.
         ValueError: as :func:`~lstmjax.unroll`.
 
     >>> import lstmjax
@@ -66,22 +65,8 @@ def gate_values(
     >>> sorted(gates), gates["forget"].shape, round(float(gates["forget"].mean()), 3)  # σ(2)
     (['candidate', 'forget', 'input', 'output'], (5, 4), 0.881)
     """
-    if not isinstance(params, LSTMParams | GRUParams):
-        raise TypeError(f"params is a {type(params).__name__}; wanted LSTMParams or GRUParams: the cell has no gates")
-    start, fresh, timeline = prepare(cell, params, xs, state, lengths=lengths, mask=mask, resets=resets)
-    _, after = run_scan(cell.step, None, record_state, params, start, fresh, timeline)
-    before = jax.tree.map(lambda s, rest: jnp.concatenate([s[None], rest[:-1]]), start, after)
-    if fresh is not None:
-        fresh = jax.tree.map(lambda f, b: jnp.broadcast_to(f, b.shape), fresh, before)
-    h = restored(fresh, before, timeline).h
-    activations = getattr(cell.step, "keywords", {})
-    if isinstance(params, LSTMParams):
-        gates = _lstm_gates(params, timeline.x, h, **activations)
-    else:
-        gates = _gru_gates(params, timeline.x, h, **activations)
-    if timeline.valid is None:
-        return gates
-    return {name: select(timeline.valid, g, jnp.full_like(g, jnp.nan)) for name, g in gates.items()}
+    _check_gated(cell)
+    return _gate_values(cell, params, as_sequence(cell, xs, state, lengths, mask, resets))
 
 
 def gate_statistics(
@@ -124,8 +109,7 @@ def gate_statistics(
     (149, 1.0)
     """
     gates = gate_values(cell, params, xs, state, lengths=lengths, mask=mask, resets=resets)
-    keeps = "forget" if "forget" in gates else "update"
-    return {name: _statistics(g, name == keeps) for name, g in gates.items() if name != "candidate"}
+    return {name: _statistics(g, name == cell.step.keeps) for name, g in gates.items() if name != "candidate"}
 
 
 def _statistics(gate: Array, keeps: bool) -> GateStatistics:
@@ -142,22 +126,22 @@ def _statistics(gate: Array, keeps: bool) -> GateStatistics:
     )
 
 
-def _lstm_gates(params: LSTMParams, x: Array, h: Array, *, gate_activation=jax.nn.sigmoid, activation=jnp.tanh):
-    i, f, g, o = split_gates(pre_activation(*params, x=x, h=h), 4)
-    return {
-        "input": input_gate(i, gate_activation),
-        "forget": forget_gate(f, gate_activation),
-        "candidate": candidate(g, activation),
-        "output": output_gate(o, gate_activation),
-    }
+def _check_gated(cell: Cell) -> None:
+    step = cell.step
+    if not isinstance(step, Recurrence) or step.gates is None:
+        raise TypeError("the cell's step names no gates; wanted a Recurrence with gates, as an LSTM or a GRU has")
 
 
-def _gru_gates(params: GRUParams, x: Array, h: Array, *, gate_activation=jax.nn.sigmoid, activation=jnp.tanh):
-    x_r, x_z, x_n = split_gates(x.astype(params.w_x.dtype) @ params.w_x + params.b, 3)
-    h_r, h_z, h_n = split_gates(h.astype(params.w_h.dtype) @ params.w_h, 3)
-    reset = gate_activation(x_r + h_r)
-    return {
-        "reset": reset,
-        "update": gate_activation(x_z + h_z),
-        "candidate": activation(x_n + reset * (h_n + params.b_n)),
-    }
+@partial(jax.jit, static_argnums=0)
+def _gate_values(cell: Cell, params: Params, sequence: Any) -> dict[str, Array]:
+    step: Any = cell.step
+    start, fresh, timeline = prepare(cell, params, sequence)
+    _, after = plain_scan(step, record_state, False, None, params, start, fresh, timeline)
+    before = jax.tree.map(lambda leaf: leaf[:-1], over_time(start, after))
+    if fresh is not None:
+        fresh = jax.tree.map(lambda f, b: jnp.broadcast_to(f[None], b.shape), fresh, before)
+    before = restored(fresh, before, timeline)
+    gates = step.gates(step.split(step.z(step.pack(params), timeline.x, before.h), before), step.working(before))
+    if timeline.valid is None:
+        return gates
+    return {name: select(timeline.valid, g, jnp.full_like(g, jnp.nan)) for name, g in gates.items()}

@@ -17,17 +17,19 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array
 
-from lstmjax.cells.base import Cell, Recurrence
-from lstmjax.fused import loop_unroll, pre_shape
-from lstmjax.scan import Timeline, advance, kept, restored, select
+from lstmjax.cells.base import Cell, Step
+from lstmjax.recurrence.inputs import as_sequence, prepare, time_and_batch
+from lstmjax.recurrence.linear import linearised_step, loop_unroll, pre_shape
+from lstmjax.recurrence.parts import Parts
+from lstmjax.recurrence.scan import Timeline, advance, first_step, kept, over_time, restored, select
 from lstmjax.typing import Params, Shape, State
-from lstmjax.unroll import choose, prepare
+from lstmjax.unroll import choose
 
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["weights", "fresh", "states", "steps"],
-    meta_fields=["step", "recurrence", "unroll", "batch_axes"],
+    data_fields=["params", "weights", "x", "fresh", "states", "steps"],
+    meta_fields=["step", "parts", "unroll", "batch_axes"],
 )
 @dataclasses.dataclass(frozen=True)
 class Linearised:
@@ -35,21 +37,25 @@ class Linearised:
 
     Attributes:
         step: the cell's step.
-        recurrence: the step in parts, or None.
+        parts: the step taken apart, or None.
         unroll: how many steps the body of a loop over ``steps`` should hold.
         batch_axes: how many batch axes there are.
-        weights: the cell's parameters, packed where there is a recurrence.
+        params: the cell's parameters.
+        weights: the same, packed where there are parts.
+        x: one step's input, of which the shapes matter.
         fresh: the state a reset restores, or None.
         states: s_0 … s_T, each leaf ``[T + 1, *B, ...]``.
-        steps: what J_t is made of, leaves ``[T, ...]``: the step's :class:`~lstmjax.scan.Timeline`, and its
-            coefficients or, without a recurrence, the state before it.
+        steps: what J_t is made of, leaves ``[T, ...]``: the step's :class:`~lstmjax.recurrence.scan.Timeline`, and its
+            coefficients or, without parts, the state before it.
     """
 
-    step: Callable
-    recurrence: Recurrence | None
+    step: Step
+    parts: Parts | None
     unroll: int
     batch_axes: int
+    params: Params
     weights: Any
+    x: Any
     fresh: State | None
     states: State
     steps: tuple[Timeline, Any]
@@ -67,15 +73,15 @@ class Linearised:
     def push(self, at: tuple[Timeline, Any], d_state: State) -> State:
         """J_t ds, for one entry ``at`` of ``steps``."""
         now, made_of = at
-        if self.recurrence is None:
+        if self.parts is None:
 
             def step(state):
-                return advance(self.step, self.weights, self.fresh, state, now)[0]
+                return advance(self.step, self.params, self.fresh, state, now)[0]
 
             return jax.jvp(step, (made_of,), (d_state,))[1]
         before = restored(jax.tree.map(jnp.zeros_like, d_state), d_state, now)
-        dz = self.recurrence.from_h(self.weights, before.h)
-        new = self.recurrence.tangent(made_of, dz, before)
+        dz = self.parts.dz_by_h(self.weights, self.x, before.h)
+        new = self.parts.push(self.params, made_of, dz, before)
         return kept(new, new.h, before, now)[0]
 
     def pull(self, at: tuple[Timeline, Any], adjoint: State) -> State:
@@ -114,9 +120,9 @@ def linearised(
         if state is None:
             raise ValueError("cell is a bare step, and no state is given; wanted the state before the first step")
         cell = Cell(init=_no_init, initial_state=lambda batch_shape, dtype: state, step=cell)
-    start, fresh, timeline = prepare(cell, params, xs, state, lengths=lengths, mask=mask, resets=resets)
-    linear = _linearised(cell.step, choose(cell, None), params, start, fresh, timeline)
-    _check_finite(params, timeline.x, linear)
+    sequence = as_sequence(cell, xs, state, lengths, mask, resets)
+    linear, inputs = _linearised(cell, params, sequence)
+    _check_finite(params, inputs, linear)
     return linear
 
 
@@ -133,28 +139,25 @@ def blank_padding(values: Any, lengths: Any, times: Sequence[int] | None = None)
     return jax.tree.map(blank, values)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _linearised(step, recurrence, params, start, fresh, timeline):
-    if recurrence is None:
-        weights, loops = params, 1
+@partial(jax.jit, static_argnums=0)
+def _linearised(cell: Cell, params: Params, sequence: Any) -> tuple[Linearised, Any]:
+    start, fresh, timeline = prepare(cell, params, sequence)
+    parts, weights, loops = choose(cell, None, params, start, timeline.x), None, 1
+    if parts is not None:
+        weights = parts.step.pack(params)
+        loops = loop_unroll(pre_shape(parts, weights, timeline.x, start))
 
-        def body(state, now):
-            new, _ = advance(step, params, fresh, state, now)
+    def body(state, now):
+        if parts is None:
+            new, _ = advance(cell.step, params, fresh, state, now)
             return new, (new, (now, state))
-
-    else:
-        weights = recurrence.pack(params)
-        loops = loop_unroll(pre_shape(recurrence, weights, timeline.x, start.h))
-
-        def body(state, now):
-            before = restored(fresh, state, now)
-            new, coefficients = recurrence.linearise(recurrence.pre(weights, now.x, before.h), before)
-            new, _ = kept(new, new.h, before, now)
-            return new, (new, (now._replace(x=None), coefficients))
+        new, (_, coefficients, _, _) = linearised_step(parts, weights, params, fresh, state, now)
+        return new, (new, (now._replace(x=None), coefficients))
 
     _, (after, steps) = lax.scan(body, start, timeline, unroll=loops)
-    states = jax.tree.map(lambda s, rest: jnp.concatenate([s[None], rest]), start, after)
-    return Linearised(step, recurrence, loops, timeline.x.ndim - 2, weights, fresh, states, steps)
+    axes = len(time_and_batch(cell, timeline.x)[1])
+    states, x = over_time(start, after), first_step(timeline.x)
+    return Linearised(cell.step, parts, loops, axes, params, weights, x, fresh, states, steps), timeline.x
 
 
 def _no_init(*_: Any, **__: Any) -> Params:

@@ -27,6 +27,8 @@ from lstmjax.cells import (
     lstm,
     rnn,
 )
+from lstmjax.cells.base import forget_bias_init, wide
+from lstmjax.checks import whole_number
 from lstmjax.stack import unroll_stack
 from lstmjax.typing import Initializer, Key, Params, Shape, State
 from lstmjax.unroll import Implementation
@@ -121,18 +123,15 @@ def _unboxed(value: Any) -> tuple[Array, Callable[[Array], Any]]:
 
 def stack_bias_init(kind: Kind, bias_init: Initializer | None, forget_bias: float | None = None) -> Initializer:
     """A sequence module's initialiser of biases: as given, else zeros, with an LSTM's forget bias of 1 unless told."""
-    if bias_init is not None and forget_bias is not None:
-        raise ValueError("forget_bias and bias_init both set the biases; give one of them")
-    if bias_init is None and kind is LSTM:
-        return initializers.forget_bias(1.0 if forget_bias is None else forget_bias)
-    return bias_init or jax.nn.initializers.zeros
+    if kind is LSTM:
+        return forget_bias_init(forget_bias, bias_init, "bias_init")
+    return bias_init or initializers.zeros
 
 
 def input_sizes(in_features: int, hidden_features: int, num_layers: int, bidirectional: bool) -> list[int]:
     """I of every layer of a stack."""
-    if isinstance(num_layers, bool) or not isinstance(num_layers, int) or num_layers < 1:
-        raise ValueError(f"num_layers is {num_layers!r}; wanted a whole number of at least 1")
-    return [in_features] + [(2 if bidirectional else 1) * hidden_features] * (num_layers - 1)
+    layers = whole_number("num_layers", num_layers)
+    return [in_features] + [(2 if bidirectional else 1) * hidden_features] * (layers - 1)
 
 
 def stack_form(forward: Sequence[Any], backward: Sequence[Any]) -> tuple[Any, ...]:
@@ -231,8 +230,8 @@ class Stack(NamedTuple):
     param_dtype: Any
 
     def initialize_carry(self, batch_shape: Shape = ()) -> tuple[State, ...]:
-        """Zero states, one entry a layer, each leaf ``[*B, H]``."""
-        state = self.cell.initial_state(tuple(batch_shape), self.param_dtype)
+        """Zero states, one entry a layer, each leaf ``[*B, H]``, in float32 at least."""
+        state = self.cell.initial_state(tuple(batch_shape), wide(self.param_dtype))
         return self._each_layer(state)
 
     def __call__(
@@ -257,8 +256,6 @@ class Stack(NamedTuple):
             xs, *leaves = promote_dtype(xs, *leaves, dtype=self.dtype)
             params = jax.tree.unflatten(structure, leaves)
         xs = self._turned(xs, -2, 0)
-        if initial_carry is None:
-            initial_carry = self.initialize_carry(xs.shape[1:-1])
         carry, ys = unroll_stack(
             self._each_layer(self.cell), params, xs, initial_carry,
             dropout_rate=self.dropout_rate if dropout_key is not None else 0.0, dropout_key=dropout_key,

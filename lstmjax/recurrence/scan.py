@@ -1,4 +1,4 @@
-"""What every scan over a cell shares: what a step consumes, and what becomes of it under resets and skipped steps."""
+"""The plain scan over any step; and what every way to run one shares, resets and skipped steps."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from lstmjax.cells.base import cast_floating, cast_like, wide
 from lstmjax.typing import Params, State
 
 
@@ -15,7 +16,8 @@ class Timeline(NamedTuple):
     """What each step of a scan consumes, every leaf with a leading time axis.
 
     Attributes:
-        x: ``[T, *B, I]`` inputs; zero where the step is skipped, so that padding cannot leak, not even a NaN.
+        x: ``[T, *B, I]`` inputs; where the step is skipped something harmless, so that padding cannot leak, not even a
+            NaN.
         valid: ``[T, *B]`` whether the step is taken, or None: every step is.
         reset: ``[T, *B]`` whether the state is restored before the step, or None: never.
     """
@@ -23,6 +25,36 @@ class Timeline(NamedTuple):
     x: Any
     valid: Array | None
     reset: Array | None
+
+
+def plain_scan(
+    step: Callable,
+    record: Callable[[State, Any], Any],
+    reverse: bool,
+    scan_unroll: int | None,
+    params: Params,
+    start: State,
+    fresh: State | None,
+    timeline: Timeline,
+) -> tuple[State, Any]:
+    """``lax.scan`` over a step; ``record`` says what is kept of every one: the final state, and what was kept."""
+    narrow = accumulated(params)
+
+    def body(state, now):
+        state, y = advance(step, narrow(), fresh, state, now)
+        return state, record(state, y)
+
+    return lax.scan(body, start, timeline, reverse=reverse, unroll=scan_unroll or 1)
+
+
+def accumulated(params: Params) -> Callable[[], Params]:
+    """The parameters, to be asked for anew in every step, so that their gradient is summed in float32 at least.
+
+    JAX sums what the steps of a scan contribute in the dtype of what was closed over. That is here a float32 copy, which
+    a step casts back: the values are the same, and a sum over a thousand steps in bfloat16 is not taken.
+    """
+    copies = jax.tree.map(lambda p: cast_floating(p, wide(p.dtype)), params)
+    return lambda: cast_like(copies, params)
 
 
 def advance(step: Callable, params: Params, fresh: State | None, state: State, now: Timeline) -> tuple[State, Any]:
@@ -33,7 +65,7 @@ def advance(step: Callable, params: Params, fresh: State | None, state: State, n
 
 
 def restored(fresh: State | None, state: State, now: Timeline) -> State:
-    """The state a step starts from: the one handed on, or a fresh one behind a reset."""
+    """The state a step starts from: the one handed on, or a fresh one after a reset."""
     return state if now.reset is None else select(now.reset, fresh, state)
 
 
@@ -49,7 +81,7 @@ def select(flag: Array, yes: Any, no: Any) -> Any:
     """``where`` over pytrees, the flag ``[...]`` spread over each leaf's trailing axes."""
 
     def pick(a, b):
-        return jnp.where(flag.reshape(flag.shape + (1,) * (a.ndim - flag.ndim)), a, b)
+        return jnp.where(lax.expand_dims(flag, range(flag.ndim, a.ndim)), a, b)
 
     return jax.tree.map(pick, yes, no)
 
@@ -68,7 +100,8 @@ def in_blocks(scan: Callable, state: State, sequence: Any, block: int | None, re
         The final state, and ys over all T.
     """
     steps = jax.tree.leaves(sequence)[0].shape[0]
-    if block is None or block >= steps:
+    # Of a T left open nothing is known: then there may be no whole block, or no step left over, and both scans are made.
+    if block is None or (isinstance(steps, int) and block >= steps):
         return scan(state, sequence)
     count, left = divmod(steps, block)
     whole = jax.tree.map(lambda a: a[: count * block].reshape(count, block, *a.shape[1:]), sequence)
@@ -78,12 +111,30 @@ def in_blocks(scan: Callable, state: State, sequence: Any, block: int | None, re
         state, ys = lax.scan(scan, state, whole, reverse=reverse)
         return state, jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), ys)
 
-    if left == 0:
+    if isinstance(left, int) and left == 0:
         return over_blocks(state)
     if reverse:
-        state, behind = scan(state, rest)
-        state, ahead = over_blocks(state)
+        state, last = scan(state, rest)
+        state, first = over_blocks(state)
     else:
-        state, ahead = over_blocks(state)
-        state, behind = scan(state, rest)
-    return state, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), ahead, behind)
+        state, first = over_blocks(state)
+        state, last = scan(state, rest)
+    return state, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, last)
+
+
+def over_time(start: Any, after: Any, *, reverse: bool = False) -> Any:
+    """What was before the first step and what was after each, in order of time: leaves ``[T + 1, ...]``."""
+
+    def join(first, rest):
+        return jnp.concatenate([rest, first[None]] if reverse else [first[None], rest])
+
+    return jax.tree.map(join, start, after)
+
+
+def first_step(xs: Any) -> Any:
+    """One step's input out of those of all, for its shape, dtype and place; zeros where there is no step."""
+
+    def first(a):
+        return a[0] if not isinstance(a.shape[0], int) or a.shape[0] else jnp.zeros(a.shape[1:], a.dtype)
+
+    return jax.tree.map(first, xs)

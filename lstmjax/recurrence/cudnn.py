@@ -17,8 +17,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from lstmjax.cells.base import Cell
-from lstmjax.cells.lstm import LSTMParams, LSTMState, lstm_step
-from lstmjax.scan import select
+from lstmjax.cells.lstm import LSTMParams, LSTMState, recurrence
+from lstmjax.recurrence.scan import select
 
 
 def flatten_lstm(layers: Sequence[LSTMParams]) -> Float[Array, " N"]:
@@ -79,7 +79,7 @@ def unflatten_lstm(
 def check_request(cell: Cell, params: LSTMParams, xs: Array, state: LSTMState, **unserved: object) -> None:
     """Raises where cuDNN cannot serve a request, saying why; ``unserved`` are arguments it wants to be None."""
     why = [f"{name} is given" for name, value in unserved.items() if value is not None]
-    if cell.step is not lstm_step:
+    if cell.step != recurrence():
         why.append("the cell is no LSTM with σ and tanh")
     dtypes = {str(leaf.dtype) for leaf in jax.tree.leaves((params, xs, state))}
     if dtypes != {"float32"}:

@@ -1,7 +1,7 @@
 """The fast unroll: the tangent of a recurrence is a linear recurrence, and backpropagation is its transpose.
 
-For a cell that hands over its step in parts (:class:`~lstmjax.cells.base.Recurrence`), this module gives the scan a
-derivative of its own. Differentiated, the forward scan emits the coefficients of the linear recurrence::
+For a step that can be taken apart (:class:`~lstmjax.recurrence.parts.Parts`), this module gives the scan a derivative
+of its own. Differentiated, the forward scan emits the coefficients of the linear recurrence::
 
     ds_t = A_t ds_{t−1} + e_t,      e_t = what the tangents of the weights and of x_t put in,
 
@@ -17,12 +17,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
-from jaxtyping import Array
 
-from lstmjax.cells.base import Recurrence
-from lstmjax.scan import Timeline, in_blocks, kept, restored
+from lstmjax.recurrence.parts import Parts
+from lstmjax.recurrence.scan import Timeline, first_step, in_blocks, kept, restored
 from lstmjax.typing import Params, Shape, State
 
 # Where a step's pre-activations, [B, N], are no more than this, a loop costs more than what is in it: the loops of a
@@ -35,8 +35,8 @@ BLOCK_ELEMENTS = 2**19
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2, 3))
-def fused_scan(
-    recurrence: Recurrence,
+def linear_scan(
+    parts: Parts,
     record: Callable[[State, Any], Any],
     reverse: bool,
     scan_unroll: int | None,
@@ -45,10 +45,10 @@ def fused_scan(
     fresh: State | None,
     timeline: Timeline,
 ) -> tuple[State, Any]:
-    """What ``lax.scan`` over the cell's step returns, with a fast derivative of any mode and order.
+    """What ``lax.scan`` over the step returns, with a fast derivative of any mode and order.
 
     Args:
-        recurrence: the cell's step in parts.
+        parts: the step, taken apart.
         record: ``(state, y) -> what is kept of the step``, linear.
         reverse: whether to run from the last step to the first.
         scan_unroll: as in ``lax.scan``; None: :func:`loop_unroll` decides for the differentiated loops.
@@ -60,74 +60,96 @@ def fused_scan(
     Returns:
         The final state, and what was recorded, ``[T, ...]``.
     """
-    weights = recurrence.pack(params)
+    step = parts.step
+    weights = step.pack(params)
 
     def body(state, now):
         before = restored(fresh, state, now)
-        new = recurrence.activate(recurrence.pre(weights, now.x, before.h), before)
-        new, y = kept(new, new.h, before, now)
+        gates = step.split(step.z(weights, now.x, before.h), before)
+        new, y = kept(*step.finish(params, step.activate(gates, step.working(before)), before), before, now)
         return new, record(new, y)
 
     return lax.scan(body, start, timeline, reverse=reverse, unroll=scan_unroll or 1)
 
 
-@partial(fused_scan.defjvp, symbolic_zeros=True)
-def _fused_scan_jvp(recurrence, record, reverse, scan_unroll, primals, tangents):
+@partial(linear_scan.defjvp, symbolic_zeros=True)
+def _linear_scan_jvp(parts, record, reverse, scan_unroll, primals, tangents):
     params, start, fresh, timeline = primals
     d_params, d_start, d_fresh, d_timeline = tangents
-    weights = recurrence.pack(params)
+    step = parts.step
+    fixed = all(map(_is_zero, jax.tree.leaves(d_params, is_leaf=_is_zero)))
+    d_params = _instantiated(d_params, params)
+    weights, d_weights = jax.jvp(step.pack, (params,), (d_params,))
 
     def forward(state, now):
-        before = restored(fresh, state, now)
-        new, coefficients = recurrence.linearise(recurrence.pre(weights, now.x, before.h), before)
-        new, y = kept(new, new.h, before, now)
-        return new, (record(new, y), coefficients, before.h)
+        new, (y, coefficients, before, unprojected) = linearised_step(parts, weights, params, fresh, state, now)
+        return new, (record(new, y), coefficients, before.h, unprojected)
 
-    width = pre_shape(recurrence, weights, timeline.x, start.h)
+    width = pre_shape(parts, weights, timeline.x, start)
     scan = partial(lax.scan, reverse=reverse, unroll=scan_unroll or loop_unroll(width))
-    final, (recorded, coefficients, h_before) = scan(forward, start, timeline)
+    final, (recorded, coefficients, h_before, unprojected) = scan(forward, start, timeline)
 
-    d_weights = None
-    if not all(map(_is_zero, jax.tree.leaves(d_params, is_leaf=_is_zero))):
-        d_weights = recurrence.pack(_instantiated(d_params, params))
-    d_x = None if _is_zero(d_timeline.x) else d_timeline.x
+    d_x = [None if _is_zero(t) else t for t in jax.tree.leaves(d_timeline.x, is_leaf=_is_zero)]
     d_start, d_fresh = _instantiated(d_start, start), _instantiated(d_fresh, fresh)
 
     # What the backward pass wants of these products is x joined to h, for dW. That is a copy of what is kept anyway:
     # rematerialised, it is made again block by block, in cache, and not kept for all T.
-    by_weights = jax.checkpoint(recurrence.pre, prevent_cse=False)
+    @partial(jax.checkpoint, prevent_cse=False)
+    def by_weights(d_weights, x, h):
+        return parts.dz_by_weights(weights, d_weights, x, h)
 
     def linear_block(d_state, block):
         """The linear recurrence over some steps, what drives it found for all of them at once."""
-        coefficients, h_before, now, d_x = block
-        drive = []
-        if d_weights is not None:
+        coefficients, h_before, unprojected, now, d_x = block
+        drive, d_h = [], None
+        if not fixed:
             drive.append(by_weights(d_weights, now.x, h_before))
-        if d_x is not None:
-            drive.append(recurrence.from_x(weights, d_x))
+            d_h = parts.dh_by_params(params, d_params, unprojected)
+        if any(t is not None for t in d_x):
+            drive.append(parts.dz_by_x(weights, now.x, d_x, h_before))
         drive = sum(drive[1:], drive[0]) if drive else None
+        still = first_step(now.x)
 
         def linear(d_state, at):
-            coefficients, drive, now = at
+            coefficients, drive, d_h, now = at
             before = restored(d_fresh, d_state, now)
-            dz = recurrence.from_h(weights, before.h)
-            new = recurrence.tangent(coefficients, dz if drive is None else drive + dz, before)
+            dz = parts.dz_by_h(weights, still, before.h)
+            dz = dz if drive is None else drive + dz
+            new = parts.push(params, coefficients, dz, before, d_h)
             new, y = kept(new, new.h, before, now)
             return new, record(new, y)
 
         flags = Timeline(None, now.valid, now.reset)
-        return scan(linear, d_state, (coefficients, drive, flags))
+        return scan(linear, d_state, (coefficients, drive, d_h, flags))
 
     d_final, d_recorded = in_blocks(
-        linear_block, d_start, (coefficients, h_before, timeline, d_x), block_length(width), reverse
+        linear_block, d_start, (coefficients, h_before, unprojected, timeline, d_x), block_length(width), reverse
     )
     return (final, recorded), (d_final, d_recorded)
 
 
-def pre_shape(recurrence: Recurrence, weights: Any, xs: Array, h: Array) -> Shape:
-    """The shape of all pre-activations, ``[T, *B, N]``, for inputs ``[T, *B, I]`` and a state ``[*B, H]``."""
-    hs = jax.ShapeDtypeStruct((xs.shape[0], *h.shape), h.dtype)
-    return jax.eval_shape(recurrence.pre, weights, xs, hs).shape
+def linearised_step(
+    parts: Parts, weights: Any, params: Params, fresh: State | None, state: State, now: Timeline
+) -> tuple[State, tuple[Any, Any, State, Any]]:
+    """One step of the forward scan that emits coefficients.
+
+    Returns:
+        The new state; and the output, the coefficients, the state the step started from, and where there is a
+        projection the h before it.
+    """
+    step = parts.step
+    before = restored(fresh, state, now)
+    new, coefficients = parts.linearise(step.z(weights, now.x, before.h), before)
+    unprojected = None if step.project is None else new.h
+    new, y = kept(*step.finish(params, new, before), before, now)
+    return new, (y, coefficients, before, unprojected)
+
+
+def pre_shape(parts: Parts, weights: Any, xs: Any, state: State) -> Shape:
+    """The shape of all pre-activations, ``[T, *B, N]``, for inputs ``[T, *B, I]`` and the state before them."""
+    steps = jax.tree.leaves(xs)[0].shape[0]
+    z = jax.eval_shape(lambda w, xs, h: parts.step.z(w, first_step(xs), h), weights, xs, state.h)
+    return (steps, *z.shape)
 
 
 def loop_unroll(shape: Shape) -> int:
@@ -163,4 +185,9 @@ def _is_zero(tangent: Any) -> bool:
 
 
 def _instantiated(tangents: Any, primals: Any) -> Any:
-    return jax.tree.map(lambda t, p: jnp.zeros_like(p) if _is_zero(t) else t, tangents, primals, is_leaf=_is_zero)
+    def zeros(t, p):
+        if not _is_zero(t):
+            return t
+        return jnp.zeros_like(p) if jnp.issubdtype(p.dtype, jnp.inexact) else np.zeros(p.shape, jax.dtypes.float0)
+
+    return jax.tree.map(zeros, tangents, primals, is_leaf=_is_zero)

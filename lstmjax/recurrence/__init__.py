@@ -1,0 +1,8 @@
+"""The recurrence: s_t = step(params, s_{t−1}, x_t) over time, one file for each way to run it.
+
+* ``scan``: a plain ``lax.scan`` over any step, and what all ways share: resets, skipped steps, blocks
+* ``parts``: a step taken apart, with the diagonals of ``elementwise``
+* ``linear``: the scan whose derivative is a linear recurrence, for steps that can be taken apart
+* ``cudnn``: NVIDIA's LSTM
+* ``inputs``: the arguments of an unroll, checked and made into what a scan consumes
+"""

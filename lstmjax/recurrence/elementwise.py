@@ -1,0 +1,181 @@
+"""The linearisation of an elementwise function, derived: the diagonals of its Jacobian that are not zero everywhere.
+
+Of an elementwise function each number of an output depends on the same number of every input alone, so that its
+Jacobian is one diagonal for each pair of output and input, and one tangent of all ones gives it. What is elementwise is
+not believed but read off the program that JAX makes of the function and of its derivative.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+from jax.extend.core import Literal
+from jaxtyping import Array
+
+Function = Callable[[list[Array]], list[Array]]
+"""From a list of arrays of one shape to a list of such."""
+
+ELEMENTWISE = set(
+    [
+        "abs",
+        "acos",
+        "acosh",
+        "add",
+        "add_any",
+        "and",
+        "asin",
+        "asinh",
+        "atan",
+        "atan2",
+        "atanh",
+        "bessel_i0e",
+        "bessel_i1e",
+        "cbrt",
+        "ceil",
+        "clamp",
+        "convert_element_type",
+        "copy",
+        "copy_p",
+        "cos",
+        "cosh",
+        "digamma",
+        "div",
+        "eq",
+        "erf",
+        "erf_inv",
+        "erfc",
+        "exp",
+        "exp2",
+        "expm1",
+        "floor",
+        "ge",
+        "gt",
+        "integer_pow",
+        "is_finite",
+        "le",
+        "lgamma",
+        "log",
+        "log1p",
+        "logistic",
+        "lt",
+        "max",
+        "min",
+        "mul",
+        "ne",
+        "neg",
+        "nextafter",
+        "not",
+        "optimization_barrier",
+        "or",
+        "pow",
+        "pvary",
+        "real",
+        "reduce_precision",
+        "rem",
+        "round",
+        "rsqrt",
+        "select_n",
+        "sign",
+        "sin",
+        "sinh",
+        "sqrt",
+        "square",
+        "stop_gradient",
+        "sub",
+        "tan",
+        "tanh",
+        "xor",
+    ]
+)
+CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr", "checkpoint": "jaxpr",
+         "remat2": "jaxpr", "custom_jvp_call": "call_jaxpr"}  # fmt: skip
+
+
+class NotElementwiseError(Exception):
+    """Why a function has no diagonals to be derived."""
+
+
+Pairs = tuple[tuple[int, int], ...]
+"""An output and an input, by their numbers, for every diagonal."""
+
+
+def diagonals(function: Function, inputs: list[Any]) -> Pairs:
+    """The pairs of output and input whose diagonal is not zero everywhere.
+
+    Args:
+        function: from a list of arrays of one shape to a list of such.
+        inputs: arrays, or what has their shape and dtype.
+
+    Raises:
+        NotElementwiseError: it mixes numbers, closes over values that are being traced, or has no forward derivative.
+
+    >>> x = jax.ShapeDtypeStruct((3,), jnp.float32)
+    >>> diagonals(lambda v: [v[0] * v[1], v[1] + 1], [x, x])
+    ((0, 0), (0, 1), (1, 1))
+    >>> diagonals(lambda v: [jax.nn.softmax(v[0])], [x])
+    Traceback (most recent call last):
+        ...
+    lstmjax.recurrence.elementwise.NotElementwiseError: it is not elementwise: reduce_max
+    """
+    count = len(inputs)
+
+    def derivative(primals, tangents):
+        return jax.jvp(lambda *v: function(list(v)), tuple(primals), tuple(tangents))
+
+    try:
+        closed = jax.make_jaxpr(derivative)(inputs, inputs)
+    except TypeError as error:
+        raise NotElementwiseError(f"it has no forward derivative: {str(error).splitlines()[0]}") from error
+    if closes_over_tracers(closed):
+        raise NotElementwiseError("it closes over values that are being traced")
+    outputs = _reach(closed.jaxpr, [frozenset([n]) for n in range(2 * count)])
+    tangents = outputs[len(outputs) // 2 :]
+    found = [(o, n - count) for o, of in enumerate(tangents) for n in of if n >= count]
+    return tuple(sorted(found, key=lambda pair: pair[::-1]))
+
+
+def closes_over_tracers(closed: Any) -> bool:
+    """Whether a program holds values of a trace that goes on around it."""
+    return any(isinstance(const, Tracer) for const in closed.consts)
+
+
+def linearise(function: Function, pairs: Pairs, inputs: list[Array]) -> tuple[list[Array], list[Array]]:
+    """The outputs, and the diagonals in the order of their pairs."""
+    outputs, columns = None, {}
+    for n in sorted({i for _, i in pairs}):
+        ones = tuple(jnp.ones_like(v) if m == n else jnp.zeros_like(v) for m, v in enumerate(inputs))
+        outputs, columns[n] = jax.jvp(lambda *v: function(list(v)), tuple(inputs), ones)
+    return function(inputs) if outputs is None else outputs, [columns[i][o] for o, i in pairs]
+
+
+def _reach(jaxpr: Any, sources: list[frozenset[int]]) -> list[frozenset[int]]:
+    """The inputs that each output of a program depends on, given what its own inputs depend on."""
+    nothing: frozenset[int] = frozenset()
+    known = dict(zip(jaxpr.invars, sources, strict=True))
+
+    def of(atom):
+        return nothing if isinstance(atom, Literal) else known.get(atom, nothing)
+
+    for eqn in jaxpr.eqns:
+        reached = [of(atom) for atom in eqn.invars]
+        everything = frozenset().union(*reached)
+        name = eqn.primitive.name
+        if not everything:
+            results = [nothing] * len(eqn.outvars)
+        elif name in CALLS:
+            inner = eqn.params[CALLS[name]]
+            results = _reach(getattr(inner, "jaxpr", inner), reached)
+        elif name in ELEMENTWISE or _moves_nothing(eqn):
+            results = [everything] * len(eqn.outvars)
+        else:
+            raise NotElementwiseError(f"it is not elementwise: {name}")
+        known.update(zip(eqn.outvars, results, strict=True))
+    return [of(atom) for atom in jaxpr.outvars]
+
+
+def _moves_nothing(eqn: Any) -> bool:
+    """Whether an operation on shapes leaves its one array as it is."""
+    same = eqn.primitive.name in ("broadcast_in_dim", "reshape", "squeeze", "expand_dims", "split", "slice")
+    return same and len(eqn.outvars) == 1 and eqn.invars[0].aval.shape == eqn.outvars[0].aval.shape

@@ -1,0 +1,148 @@
+"""A step taken apart: the coefficients of its linear recurrence, and what drives that.
+
+The tangent of a :class:`~lstmjax.cells.base.Recurrence` is::
+
+    dz  = (∂z/∂weights) dweights + (∂z/∂x) dx + (∂z/∂h) dh
+    ds' = Σ diagonal ∘ (dz, ds),   then projected
+
+with the diagonals of ``activate`` as its only coefficients. Every way to run a recurrence, and every diagnostic, takes
+them from here.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from lstmjax.cells.base import Products, Recurrence, cast_floating, dtype_of, working_dtype
+from lstmjax.functions import Comparable
+from lstmjax.gates import split_gates
+from lstmjax.recurrence import elementwise
+from lstmjax.typing import Params, State
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Parts(Comparable):
+    """A step, and which diagonals its ``activate`` has.
+
+    Attributes:
+        step: the step.
+        pairs: ``(output, input)`` of every diagonal; None where the derivative is written by hand.
+    """
+
+    step: Recurrence
+    pairs: tuple[tuple[int, int], ...] | None
+
+    def linearise(self, z: Array, state: State) -> tuple[State, Any]:
+        """The new state, not yet projected, and the coefficients of :meth:`tangent`."""
+        gates, working = self.step.split(z, state), self.step.working(state)
+        if self.pairs is None:
+            return self.step.by_hand.linearise(gates, working)
+        leaves, tree = jax.tree.flatten(working)
+        function = _flat(self.step, tree, len(gates))
+        new, diagonals = elementwise.linearise(function, self.pairs, [*gates, *leaves])
+        # Those of an output's gates side by side, so that a step writes few arrays.
+        of = dict(zip(self.pairs, diagonals, strict=True))
+        by_gates = [[of[o, i] for i in inputs] for o, inputs in enumerate(self._of_gates(len(gates)))]
+        by_gates = [jnp.concatenate(found, axis=-1) if found else None for found in by_gates]
+        by_state = {pair: diagonal for pair, diagonal in of.items() if pair[1] >= len(gates)}
+        return jax.tree.unflatten(jax.tree.structure(state), new), (by_gates, by_state)
+
+    def tangent(self, coefficients: Any, dz: Array, d_state: State) -> State:
+        """The tangent of the new state, not yet projected: linear in dz and in the tangent of the old one."""
+        working = self.step.working(d_state)
+        if self.pairs is None:
+            return self.step.by_hand.tangent(coefficients, dz, working)
+        by_gates, by_state = coefficients
+        leaves, tree = jax.tree.leaves(working), jax.tree.structure(d_state)
+        gates = self.step.split(dz, d_state)
+        new = []
+        for o, inputs in enumerate(self._of_gates(len(gates))):
+            terms = [by_state[pair] * leaves[pair[1] - len(gates)] for pair in by_state if pair[0] == o]
+            if inputs:
+                # All gates are taken as they lie, with no copy.
+                chosen = dz if len(inputs) == len(gates) else jnp.concatenate([gates[i] for i in inputs], axis=-1)
+                terms += split_gates(by_gates[o] * chosen, len(inputs))
+            new.append(sum(terms[1:], terms[0]) if terms else jnp.zeros_like(gates[0]))
+        return jax.tree.unflatten(tree, new)
+
+    def _of_gates(self, gates: int) -> list[list[int]]:
+        """For each output the gates it depends on."""
+        outputs = 1 + max((o for o, _ in self.pairs or ()), default=-1)
+        return [[i for o, i in self.pairs or () if o == out and i < gates] for out in range(outputs)]
+
+    def dz_by_weights(self, weights: Any, d_weights: Any, x: Any, h: Array) -> Array:
+        """The tangent of z for tangents of the weights, in float32 at least, whatever they are computed in.
+
+        Backwards these are sums over all rows and steps: in bfloat16 they would lose a tenth of what they sum.
+        """
+        weights, d_weights, x, h = (cast_floating(a, working_dtype((weights, h))) for a in (weights, d_weights, x, h))
+        return jax.jvp(lambda w: self.step.z(w, x, h), (weights,), (d_weights,))[1]
+
+    def dz_by_x(self, weights: Any, x: Any, dx: list[Any], h: Array) -> Array:
+        """The tangent of z for tangents of the leaves of x, None for those that have none."""
+        leaves, tree = jax.tree.flatten(x)
+        if isinstance(self.step.pre, Products):
+            return self.step.join(
+                self.step.pre.from_x(weights, cast_floating(tree.unflatten(dx), dtype_of(weights))), h
+            )
+        moving = [n for n, t in enumerate(dx) if t is not None]
+
+        def z(*moved):
+            given = dict(zip(moving, moved, strict=True))
+            return self.step.z(weights, tree.unflatten([given.get(n, leaf) for n, leaf in enumerate(leaves)]), h)
+
+        return jax.jvp(z, tuple(leaves[n] for n in moving), tuple(dx[n] for n in moving))[1]
+
+    def dz_by_h(self, weights: Any, x: Any, dh: Array) -> Array:
+        """The tangent of z for a tangent of h; of x the shapes alone matter."""
+        if isinstance(self.step.pre, Products):
+            return self.step.join(self.step.pre.from_h(weights, dh.astype(dtype_of(weights))), dh)
+        return jax.jvp(lambda h: self.step.z(weights, x, h), (jnp.zeros_like(dh),), (dh,))[1]
+
+    def dh_by_params(self, params: Params, d_params: Params, unprojected: Array | None) -> Array | None:
+        """The tangent of the projected h for tangents of the parameters, in float32 at least; None: no projection."""
+        project = self.step.project
+        if project is None or unprojected is None:
+            return None
+        params, d_params, h = (cast_floating(a, working_dtype((params, unprojected))) for a in
+                               (params, d_params, unprojected))  # fmt: skip
+        return jax.jvp(lambda p: project(p, h), (params,), (d_params,))[1]
+
+    def push(self, params: Params, coefficients: Any, dz: Array, d_state: State, d_h: Array | None = None) -> State:
+        """The tangent of the new state by those of z and of the old state; ``d_h`` is added to that of h."""
+        new, _ = self.step.finish(params, self.tangent(coefficients, dz, d_state), d_state)
+        return new if d_h is None else new._replace(h=new.h + d_h.astype(new.h.dtype))
+
+
+def take_apart(step: Any, params: Params, state: State, x: Any) -> Parts | str:
+    """The parts of a step at these shapes, or why there are none, so that a plain scan must take it whole.
+
+    Args:
+        step: any step.
+        params: the parameters.
+        state: the state before a step.
+        x: one step's input.
+    """
+    if not isinstance(step, Recurrence):
+        return "its step is not made of two parts"
+    if not all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(state)):
+        return "its state is not all floating"
+    if elementwise.closes_over_tracers(jax.make_jaxpr(step)(params, state, x)):
+        return "it closes over values that are being traced"
+    z = jax.eval_shape(lambda p, s, x: step.split(step.z(step.pack(p), x, s.h), s), params, state, x)
+    working = jax.eval_shape(step.working, state)
+    leaves, tree = jax.tree.flatten(working)
+    function = _flat(step, tree, len(z))
+    try:
+        pairs = elementwise.diagonals(function, [*z, *leaves])
+    except elementwise.NotElementwiseError as error:
+        return f"its activation has no derivative by diagonals: {error}"
+    return Parts(step, pairs if step.by_hand is None else None)
+
+
+def _flat(step: Recurrence, tree: Any, gates: int) -> elementwise.Function:
+    """``activate`` from a list of arrays to a list of arrays."""
+    return lambda inputs: jax.tree.leaves(step.activate(tuple(inputs[:gates]), tree.unflatten(inputs[gates:])))
