@@ -27,6 +27,6 @@ def whole_number(name: str, value: Any, least: int = 1) -> int:
         number = operator.index(value)
     except TypeError:
         number = None
-    if number is None or isinstance(value, bool) or getattr(value, "dtype", None) == bool or number < least:
+    if number is None or isinstance(value, bool) or number < least:
         raise ValueError(f"{name} is {value!r}; wanted a whole number of at least {least}")
     return number

@@ -48,7 +48,7 @@ def sigmoid(z: Floats) -> Floats:
 
 
 def tanh(z: Floats) -> Floats:
-    """tanh(z), with a derivative that is as exact as the value.
+    """The hyperbolic tangent, with a derivative that is as exact as the value.
 
     ::
 

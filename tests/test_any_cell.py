@@ -90,7 +90,7 @@ def test_an_activation_over_all_units_is_not_taken_for_elementwise():
         return lambda p: jnp.sum(unroll(cell, p, XS, implementation=implementation)[1][..., 0] ** 2)
 
     chex.assert_trees_all_close(jax.grad(loss(None))(params), jax.grad(loss("scan"))(params), rtol=1e-6)
-    with pytest.raises(ValueError, match="'fused', which cannot run this cell: .* not elementwise: reduce_max"):
+    with pytest.raises(ValueError, match=r"'fused', which cannot run this cell: .* not elementwise: reduce_max"):
         loss("fused")(params)
 
 
@@ -190,7 +190,7 @@ def test_a_counter_a_key_and_symbols():
     cell = cell.replace(step=lambda p, s, x: counting().step(p, s, x | {"scale": x["scale"][..., None]}))
     resets = np.zeros((12, 2), bool)
     resets[4, 1] = True
-    (h, count, key), ys = unroll(cell, table, xs, lengths=np.array([12, 7]), resets=resets)
+    (h, count, key), _ = unroll(cell, table, xs, lengths=np.array([12, 7]), resets=resets)
     assert count.tolist() == [12, 3]
     assert jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     again, _ = unroll(cell, table, xs, (h, count, key))
@@ -336,3 +336,25 @@ def test_adjoints_of_a_cell_in_two_parts():
     loss = lambda states: states.h[-1].sum()  # noqa: E731
     got, want = (adjoint_norms(c, params, XS, loss, resets=np.arange(24).reshape(12, 2) == 8) for c in (cell, bare))
     np.testing.assert_allclose(got.h, want.h, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "pre",
+    [
+        lambda p, x, h: (x @ p.w_x) * (h @ p.w_h) + p.b,
+        lambda p, x, h: jnp.tanh(h @ p.w_h) + x @ p.w_x,
+        lambda p, x, h: x @ p.w_x + jnp.where(x.sum(-1, keepdims=True) > 0, 1, 2) * (h @ p.w_h),
+    ],
+    ids=["bilinear", "nested", "a slope by the input"],
+)
+def test_products_that_are_not_affine_are_not_taken_for_it(pre):
+    plain = lstmjax.rnn(4)
+    cell = plain.replace(step=Recurrence(pre, lambda z, s: lstmjax.RNNState(jnp.tanh(z[0]))))
+    params = weights(cell)
+
+    def grad(implementation):
+        return jax.jit(jax.grad(lambda p: unroll(cell, p, XS, implementation=implementation)[1].sum()))(params)
+
+    with pytest.raises(ValueError, match="its products are not affine in h"):
+        grad("fused")
+    chex.assert_trees_all_close(grad(None), grad("scan"), rtol=1e-6)

@@ -9,22 +9,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tyro
 
 from benchmarks import gradient_norms as job
 
 ROOT = Path(__file__).parent.parent
-SMALL = ("--lengths", "5", "40", "--seeds", "2", "--windows", "2", "--hidden-size", "8")
-
-
-def run(*arguments, **options):
-    command = [sys.executable, "benchmarks/gradient_norms.py", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, **options)
+INPUTS = ("characters", "temperature")  # one-hot and not; white noise is below
+SMALL = ("--lengths", "5", "40", "--seeds", "2", "--windows", "2", "--hidden-size", "8", "--inputs", *INPUTS)
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     out = tmp_path_factory.mktemp("out")
-    done = run("--out", str(out), *SMALL)
+    command = [sys.executable, "benchmarks/gradient_norms.py", "--out", str(out), *SMALL]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done, out, json.loads((out / "gradient_norms.json").read_text())
 
@@ -34,7 +32,7 @@ def test_writes_table_progress_and_files(small):
     assert sorted(p.name for p in out.iterdir()) == [f"gradient_norms.{s}" for s in ("csv", "json", "png")]
     for cell in job.Settings.cells:
         assert cell in done.stdout
-    assert "36/36" in done.stderr
+    assert "24/24" in done.stderr
     assert results["settings"]["complete"] is True
     assert results["environment"]["jax"]
 
@@ -43,7 +41,7 @@ def test_records_have_the_promised_form(small):
     _, out, results = small
     keys = ["cell", "input", "seed", "length", "lag", "log10_dL_dh", "log10_dL_dc"]
     assert all(list(r) == keys for r in results["records"])
-    assert len(results["records"]) == 6 * 3 * 2 * (6 + len(job.recorded_lags(40)))
+    assert len(results["records"]) == 6 * 2 * 2 * (6 + len(job.recorded_lags(40)))
     for r in results["records"]:
         assert 0 <= r["lag"] <= r["length"]
         if not r["cell"].startswith("LSTM") or r["lag"] == 0:
@@ -58,7 +56,7 @@ def test_records_have_the_promised_form(small):
 
 def test_fits_have_the_promised_form(small):
     fits = small[2]["fits"]
-    assert [(f["input"], f["cell"]) for f in fits] == [(i, c) for i in job.Settings.inputs for c in job.Settings.cells]
+    assert [(f["input"], f["cell"]) for f in fits] == [(i, c) for i in INPUTS for c in job.Settings.cells]
     for f in fits:
         assert {"cell", "input", "rate_per_step", "half_life", "r2"} <= set(f)
         if f["rate_per_step"] < 0:
@@ -130,8 +128,11 @@ def test_powers_of_ten_below_any_float():
     ]
 
 
-def test_help_explains_every_option():
-    text = run("--help").stdout
+def test_help_explains_every_option(capsys):
+    with pytest.raises(SystemExit) as ended:
+        tyro.cli(job.Settings, args=["--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
     for option in (
         "--out",
         "--lengths",
@@ -157,9 +158,9 @@ def test_help_explains_every_option():
         (("--speed", "11"), "--speed"),
     ],
 )
-def test_bad_options_are_one_clear_error(arguments, message, tmp_path):
-    done = run("--out", str(tmp_path / "out"), *arguments)
-    assert done.returncode != 0
-    assert message in done.stderr + done.stdout
-    assert "Traceback" not in done.stderr
-    assert not (tmp_path / "out").exists()
+def test_bad_options_are_one_clear_error(arguments, message, capsys):
+    with pytest.raises(SystemExit) as ended:
+        tyro.cli(job.Settings, args=arguments)
+    assert ended.value.code != 0
+    said = capsys.readouterr()
+    assert message in said.err + said.out

@@ -1,4 +1,4 @@
-"""How exact the core is: at both ends of a gate, in narrow formats over long sequences, in any integer dtype of lengths."""
+"""How exact the core is: at both ends of a gate, in narrow formats over long sequences, in lengths of any dtype."""
 
 import functools
 

@@ -80,23 +80,23 @@ class Recurrence(Comparable):
 
     ::
 
-        z  = pre(params, x, h)       affine in x and h: every product of the step
+        z  = pre(params, x, h)       affine in h, by weights alone: every product of the step
         s' = activate(z, s)          elementwise: every non-linearity
         h' = project(params, h')     where there is a projection: linear
 
     From these two come the step itself (call this object as one), its linearisation, with which :func:`~lstmjax.unroll`
     trains faster and more exactly than a plain scan, and every diagnostic of :mod:`lstmjax.gradients`.
 
-    ``pre`` returns an array ``[*B, k·H]``, k gates side by side, or a pytree of such arrays. One that lacks batch axes is
-    spread over them, so a weight that works elementwise, as a peephole does, is handed on as one more gate.
-    ``activate`` is given the gates one by one, a flat tuple of arrays ``[*B, H]``, and the state, all in the same dtype,
+    ``pre`` returns an array ``[*B, k·H]``, k gates side by side, or a pytree of such arrays. One that lacks batch axes
+    is spread over them, so a weight that works elementwise, as a peephole does, is handed on as one more gate.
+    ``activate`` is given the gates one by one, a flat tuple of arrays ``[*B, H]``, and the state, all of one dtype,
     float32 at least. It returns a state of the same kind, whose field ``h`` is also the output of the step.
 
     Attributes:
         pre: ``(params, x, h) -> z``, or :class:`Products`, which has that and what makes it fast. x and h come in the
             dtype of the parameters.
-        activate: ``(z, state) -> state``. Where it turns out not to be elementwise, or closes over values that are
-            traced, the step is still right, and is unrolled as any other function is.
+        activate: ``(z, state) -> state``. Where it turns out not to be elementwise, or ``pre`` not to be affine, or
+            either closes over values that are traced, the step is still right, and is unrolled as any function is.
         project: ``(params, h) -> h``, linear in h. The state's h then has the projection's size, and the one that
             ``activate`` sees is None.
         gates: ``(z, state) -> {name: value}``, what :func:`~lstmjax.gradients.gate_values` reads.

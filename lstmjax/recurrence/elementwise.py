@@ -17,78 +17,13 @@ from jaxtyping import Array
 Function = Callable[[list[Array]], list[Array]]
 """From a list of arrays of one shape to a list of such."""
 
-ELEMENTWISE = set(
-    [
-        "abs",
-        "acos",
-        "acosh",
-        "add",
-        "add_any",
-        "and",
-        "asin",
-        "asinh",
-        "atan",
-        "atan2",
-        "atanh",
-        "bessel_i0e",
-        "bessel_i1e",
-        "cbrt",
-        "ceil",
-        "clamp",
-        "convert_element_type",
-        "copy",
-        "copy_p",
-        "cos",
-        "cosh",
-        "digamma",
-        "div",
-        "eq",
-        "erf",
-        "erf_inv",
-        "erfc",
-        "exp",
-        "exp2",
-        "expm1",
-        "floor",
-        "ge",
-        "gt",
-        "integer_pow",
-        "is_finite",
-        "le",
-        "lgamma",
-        "log",
-        "log1p",
-        "logistic",
-        "lt",
-        "max",
-        "min",
-        "mul",
-        "ne",
-        "neg",
-        "nextafter",
-        "not",
-        "optimization_barrier",
-        "or",
-        "pow",
-        "pvary",
-        "real",
-        "reduce_precision",
-        "rem",
-        "round",
-        "rsqrt",
-        "select_n",
-        "sign",
-        "sin",
-        "sinh",
-        "sqrt",
-        "square",
-        "stop_gradient",
-        "sub",
-        "tan",
-        "tanh",
-        "xor",
-    ]
-)
+_NAMES = """
+    abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp
+    convert_element_type copy copy_p cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt integer_pow
+    is_finite le lgamma log log1p logistic lt max min mul ne neg nextafter not optimization_barrier or pow pvary real
+    reduce_precision rem round rsqrt select_n sign sin sinh sqrt square stop_gradient sub tan tanh xor
+"""
+ELEMENTWISE = frozenset(_NAMES.split())
 CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr", "checkpoint": "jaxpr",
          "remat2": "jaxpr", "custom_jvp_call": "call_jaxpr"}  # fmt: skip
 
@@ -136,6 +71,26 @@ def diagonals(function: Function, inputs: list[Any]) -> Pairs:
     return tuple(sorted(found, key=lambda pair: pair[::-1]))
 
 
+def is_affine(function: Callable, moving: Any, fixed: Any, weights: Any) -> bool:
+    """Whether the derivative of ``function(moving, fixed, weights)`` by the first depends on the weights alone.
+
+    >>> x = jnp.ones(3)
+    >>> is_affine(lambda h, x, w: w * h + x, x, x, x), is_affine(lambda h, x, w: h * x, x, x, x)
+    (True, False)
+    """
+
+    def slope(moving, fixed, tangents, weights):
+        return jax.jvp(lambda m: function(m, fixed, weights), (moving,), (tangents,))[1]
+
+    try:
+        jaxpr = jax.make_jaxpr(slope)(moving, fixed, moving, weights).jaxpr
+    except TypeError:  # it has no forward derivative
+        return False
+    count = len(jax.tree.leaves((moving, fixed)))
+    sources = [frozenset([0]) if n < count else frozenset() for n in range(len(jaxpr.invars))]
+    return not any(_reach(jaxpr, sources, elementwise=False))
+
+
 def closes_over_tracers(closed: Any) -> bool:
     """Whether a program holds values of a trace that goes on around it."""
     return any(isinstance(const, Tracer) for const in closed.consts)
@@ -150,8 +105,12 @@ def linearise(function: Function, pairs: Pairs, inputs: list[Array]) -> tuple[li
     return function(inputs) if outputs is None else outputs, [columns[i][o] for o, i in pairs]
 
 
-def _reach(jaxpr: Any, sources: list[frozenset[int]]) -> list[frozenset[int]]:
-    """The inputs that each output of a program depends on, given what its own inputs depend on."""
+def _reach(jaxpr: Any, sources: list[frozenset[int]], *, elementwise: bool = True) -> list[frozenset[int]]:
+    """The inputs that each output of a program depends on, given what its own inputs depend on.
+
+    Raises:
+        NotElementwiseError: on the way there is an operation that is not elementwise, and all must be.
+    """
     nothing: frozenset[int] = frozenset()
     known = dict(zip(jaxpr.invars, sources, strict=True))
 
@@ -166,8 +125,8 @@ def _reach(jaxpr: Any, sources: list[frozenset[int]]) -> list[frozenset[int]]:
             results = [nothing] * len(eqn.outvars)
         elif name in CALLS:
             inner = eqn.params[CALLS[name]]
-            results = _reach(getattr(inner, "jaxpr", inner), reached)
-        elif name in ELEMENTWISE or _moves_nothing(eqn):
+            results = _reach(getattr(inner, "jaxpr", inner), reached, elementwise=elementwise)
+        elif not elementwise or name in ELEMENTWISE or _moves_nothing(eqn):
             results = [everything] * len(eqn.outvars)
         else:
             raise NotElementwiseError(f"it is not elementwise: {name}")

@@ -78,9 +78,10 @@ def time_and_batch(cell: Cell, xs: Any) -> tuple[Any, Shape]:
     for path, leaf in leaves:
         shape, name = jnp.shape(leaf), f"xs{jax.tree_util.keystr(path)}"
         if len(shape) < 1 + features:
-            raise ValueError(f"{name} has shape {shape}; wanted [T, *B, I]: time, any batch axes, features"
-                             if features == 1 else
-                             f"{name} has shape {shape}; wanted time, any batch axes and {features} axes of features")  # fmt: skip
+            wanted = "[T, *B, I]: time, any batch axes, features"
+            if features != 1:
+                wanted = f"time, any batch axes and {features} axes of features, as the cell's num_feature_axes says"
+            raise ValueError(f"{name} has shape {shape}; wanted {wanted}")
         axes = shape[0], shape[1 : len(shape) - features]
         if found is not None and axes != found:
             raise ValueError(f"{name} has time and batch axes {axes}, and another array of xs {found}; wanted the same")
@@ -188,7 +189,7 @@ def _placed_like(leaf: Array, like: Any) -> Array:
 
 
 def _beside(leaf: Array, x: Any, features: int) -> Array:
-    """A leaf ``[*B, ...]`` that was made out of nothing, its batch axes split as those of an input ``[T, *B, ...]`` are."""
+    """A leaf ``[*B, ...]`` made out of nothing, its batch axes split as those of an input ``[T, *B, ...]`` are."""
     if not _is_split(x):
         return leaf
     batch = tuple(x.sharding.spec)[1 : x.ndim - features]

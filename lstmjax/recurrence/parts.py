@@ -132,6 +132,13 @@ def take_apart(step: Any, params: Params, state: State, x: Any) -> Parts | str:
         return "its state is not all floating"
     if elementwise.closes_over_tracers(jax.make_jaxpr(step)(params, state, x)):
         return "it closes over values that are being traced"
+    weights = jax.eval_shape(step.pack, params)
+    if not elementwise.is_affine(lambda h, x, weights: step.z(weights, x, h), state.h, x, weights):
+        return "its products are not affine in h"
+    if isinstance(step.pre, Products) and not elementwise.is_affine(
+        lambda x, h, weights: step.z(weights, x, h), x, state.h, weights
+    ):
+        return "its products are not affine in x"
     z = jax.eval_shape(lambda p, s, x: step.split(step.z(step.pack(p), x, s.h), s), params, state, x)
     working = jax.eval_shape(step.working, state)
     leaves, tree = jax.tree.flatten(working)

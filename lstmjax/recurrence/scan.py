@@ -50,8 +50,8 @@ def plain_scan(
 def accumulated(params: Params) -> Callable[[], Params]:
     """The parameters, to be asked for anew in every step, so that their gradient is summed in float32 at least.
 
-    JAX sums what the steps of a scan contribute in the dtype of what was closed over. That is here a float32 copy, which
-    a step casts back: the values are the same, and a sum over a thousand steps in bfloat16 is not taken.
+    JAX sums what the steps of a scan contribute in the dtype of what was closed over. That is here a float32 copy,
+    which a step casts back: the values are the same, and a sum over a thousand steps in bfloat16 is not taken.
     """
     copies = jax.tree.map(lambda p: cast_floating(p, wide(p.dtype)), params)
     return lambda: cast_like(copies, params)
@@ -100,7 +100,7 @@ def in_blocks(scan: Callable, state: State, sequence: Any, block: int | None, re
         The final state, and ys over all T.
     """
     steps = jax.tree.leaves(sequence)[0].shape[0]
-    # Of a T left open nothing is known: then there may be no whole block, or no step left over, and both scans are made.
+    # Of a T left open nothing is known: there may be no whole block, or no step left over, and both scans are made.
     if block is None or (isinstance(steps, int) and block >= steps):
         return scan(state, sequence)
     count, left = divmod(steps, block)
