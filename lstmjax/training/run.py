@@ -15,7 +15,7 @@ from lstmjax.training.callbacks import EarlyStopping, Patience, better, wait
 from lstmjax.training.checkpoints import CheckpointError, Checkpoints, Store
 from lstmjax.training.interrupts import Interrupts
 from lstmjax.training.loop import make_program
-from lstmjax.training.metrics import JSONLines, Record, Sink, first_not_finite, records
+from lstmjax.training.metrics import JSONLines, Record, Sink, first_not_finite, mapping, records
 from lstmjax.training.progress import Progress
 from lstmjax.training.sharding import shard_batch, stacked
 from lstmjax.training.state import TrainState
@@ -182,12 +182,13 @@ class Run:
         evaluated, improved = {}, False
         last = done == self.steps
         if self.evaluate is not None and (last or (self.evaluate_every and done % self.evaluate_every == 0)):
-            evaluated = {f"eval/{name}": value for name, value in self.evaluate(state.params).items()}
+            found = mapping("evaluate", self.evaluate(state.params))
+            evaluated = {f"eval/{name}": value for name, value in found.items()}
             self._note({"step": done, **evaluated})
             improved = self._judge(evaluated)
         for callback in self.callbacks:
-            if done % getattr(callback, "every", 1) == 0 and (more := callback(done, state)):
-                self._note({"step": done, **more})
+            if done % getattr(callback, "every", 1) == 0 and (more := callback(done, state)) is not None:
+                self._note({"step": done, **mapping("a callback", more)})
         if self.checkpoints is None or self.store is None:
             return
         if interrupted or last or self.stopped or improved or done % self.checkpoints.every == 0:

@@ -44,6 +44,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from lstmjax.checks import whole_number
 from lstmjax.typing import Params
 
 
@@ -58,13 +59,14 @@ def start_processes(*, heartbeat_seconds: int = 30) -> None:
         heartbeat_seconds: a process that is not heard of for so long is taken for dead, and the others stop.
 
     Raises:
-        ValueError: only some of the three variables are set.
+        ValueError: only some of the three variables are set, or ``heartbeat_seconds`` is no whole number above 0.
         RuntimeError: called after the first computation.
 
     >>> start_processes()
     >>> jax.process_count()
     1
     """
+    heartbeat_seconds = whole_number("heartbeat_seconds", heartbeat_seconds)
     names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
     given = {name: os.environ[name] for name in names if name in os.environ}
     sizes = [int(os.environ.get(name, "1")) for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")]
@@ -99,13 +101,13 @@ def make_mesh(devices: Sequence[Any] | None = None, **axes: int) -> Mesh:
         The mesh.
 
     Raises:
-        ValueError: the sizes do not multiply to the number of devices.
+        ValueError: a size is no whole number, or they do not multiply to the number of devices.
 
     >>> make_mesh(data=-1, model=1).axis_names
     ('data', 'model')
     """
     devices = jax.devices() if devices is None else list(devices)
-    sizes = list(axes.values())
+    sizes = [whole_number(name, size, -1) for name, size in axes.items()]
     if sizes.count(-1) == 1:
         sizes[sizes.index(-1)] = len(devices) // max(1, -math.prod(sizes))
     if not axes or min(sizes) < 1 or math.prod(sizes) != len(devices):
@@ -124,10 +126,13 @@ def batch_sharding(mesh: Mesh, axis: str = "data", dim: int = 1) -> NamedShardin
     Returns:
         A sharding for every leaf of a batch, or a part of a pytree of them.
 
+    Raises:
+        ValueError: the mesh has no such axis, or ``dim`` is no whole number of at least 0.
+
     >>> batch_sharding(make_mesh(data=-1)).spec == P(None, "data")
     True
     """
-    return NamedSharding(mesh, P(*(None,) * dim, axis))
+    return NamedSharding(mesh, P(*(None,) * whole_number("dim", dim, 0), axis))
 
 
 def shard_batch(batch: Any, sharding: Any) -> Any:
