@@ -303,7 +303,7 @@ class TestKept:
         fit(tmp_path, 10)
         other = training.init_state({"w": jnp.ones(3)}, OPTIMIZER, jax.random.key(0))
         with pytest.raises(
-            training.AnotherModelError,
+            training.CheckpointMismatchError,
             match=r"checkpoint of step 10 has .* at state.*, and this run has nothing there; wanted the model",
         ):
             fit(tmp_path, 20, state=other)
@@ -368,7 +368,7 @@ class TestDamaged:
             assert fingerprints(ones) != fingerprints(ones.at[1, 1].set(jnp.zeros((), dtype)))
             assert fingerprints(ones) != fingerprints(jnp.ones((3, 3), dtype))
         assert fingerprints(state) == before
-        mesh = training.make_mesh(data=-1)
+        mesh = training.auto_mesh(data=-1)
         assert fingerprints(training.shard_params(state.params, mesh)) == fingerprints(state.params)
 
 

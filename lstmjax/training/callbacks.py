@@ -1,4 +1,4 @@
-"""What happens beside the steps: evaluation, stopping early, probes."""
+"""What happens between the steps: evaluation, stopping early, probes."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple

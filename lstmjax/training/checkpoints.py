@@ -2,7 +2,7 @@
 
 Orbax writes into a temporary directory in the background and renames it when all is there, so a checkpoint is whole
 or absent whenever a process dies. What it does not know is whether the bytes it reads are the bytes it wrote; hence a
-fingerprint of every array beside the arrays. A checkpoint that cannot be read, or reads differently, is reported, put
+fingerprint of every array next to the arrays. A checkpoint that cannot be read, or reads differently, is reported, put
 aside under ``damaged/``, and the one before it used.
 """
 
@@ -35,7 +35,7 @@ class CheckpointError(RuntimeError):
     """A checkpoint could not be written, or none could be read; the message says which is the last whole one."""
 
 
-class AnotherModelError(ValueError):
+class CheckpointMismatchError(ValueError):
     """The checkpoint is whole, and of another model or optimiser."""
 
 
@@ -191,7 +191,7 @@ class Store:
             What was read; None where there is no checkpoint at all.
 
         Raises:
-            AnotherModelError: a ``ValueError``: the checkpoint is of another model or optimiser.
+            CheckpointMismatchError: a ``ValueError``: the checkpoint is of another model or optimiser.
             CheckpointError: there is no such checkpoint, none has the evaluation that *best* asks for, or all there
                 are, are damaged.
         """
@@ -243,11 +243,11 @@ class Store:
         """A checkpoint, or, where it is damaged on any process, in which way."""
         try:
             restored, damage = self._read(step, template), ""
-        except (AnotherModelError, *_NOT_DAMAGE):
+        except (CheckpointMismatchError, *_NOT_DAMAGE):
             raise
         except Exception as error:
             restored, damage = None, f"{type(error).__name__}: {error}"
-        if jax.process_count() > 1 and not _all_say(restored is not None):
+        if jax.process_count() > 1 and not all_processes_agree(restored is not None):
             return None, damage or "another process could not read it"
         return restored, damage
 
@@ -278,7 +278,7 @@ class Store:
                 target, number = aside / f"{step}-{number}", number + 1
             (self.directory / str(step)).rename(target)
         if jax.process_count() > 1:
-            _all_say(True)  # nobody looks again before it is moved
+            all_processes_agree(True)  # nobody looks again before it is moved
         self._manager.reload()
 
     def _failed(self, error: Exception) -> CheckpointError:
@@ -301,7 +301,7 @@ def load_state(directory: str | os.PathLike, template: TrainState, step: int | s
         The state.
 
     Raises:
-        AnotherModelError: a ``ValueError``: the checkpoint is of another model or optimiser.
+        CheckpointMismatchError: a ``ValueError``: the checkpoint is of another model or optimiser.
         CheckpointError: there is no such checkpoint, none has the evaluation that *best* asks for, or all there
             are, are damaged.
 
@@ -404,13 +404,14 @@ def _check_same(step: int, saved: dict[str, list], wanted: dict[str, list]) -> N
     for path in sorted(saved.keys() | wanted.keys()):
         if saved.get(path) != wanted.get(path):
             was, now = (f"{s[path][1]}{s[path][0]}" if path in s else "nothing" for s in (saved, wanted))
-            raise AnotherModelError(
+            raise CheckpointMismatchError(
                 f"the checkpoint of step {step} has {was} at state{path}, and this run has {now} there; wanted the "
                 "model and optimiser that it was saved with, or another directory"
             )
 
 
-def _all_say(yes: bool) -> bool:
+def all_processes_agree(yes: bool) -> bool:
+    """Whether every process says yes; each waits for the others."""
     from jax.experimental import multihost_utils
 
     return bool(multihost_utils.process_allgather(np.int32(yes)).all())

@@ -10,7 +10,7 @@ from lstmjax.checks import whole_number
 from lstmjax.training.batches import check_batches
 from lstmjax.training.callbacks import EarlyStopping
 from lstmjax.training.checkpoints import Checkpoints, checked
-from lstmjax.training.metrics import JSONLines, Sink
+from lstmjax.training.metrics import JSONLines, MetricWriter
 from lstmjax.training.run import FitResult, Run
 from lstmjax.training.state import TrainState
 from lstmjax.training.step import Step
@@ -57,8 +57,8 @@ def fit(
         early_stopping: when to stop by what is evaluated.
         checkpoints: a directory, or :class:`~lstmjax.training.Checkpoints` to say more. A directory is saved to every
             1000 steps and at the end, and keeps the two newest.
-        metrics: where records go: the path of a file of JSON lines, a :class:`~lstmjax.training.Sink`, or a sequence
-            of these. The first process writes.
+        metrics: where records go: the path of a file of JSON lines, a :class:`~lstmjax.training.MetricWriter`, or a
+            sequence of these. The first process writes.
         log_every: the step's metrics are written at steps that this divides.
         callbacks: each a ``(step, state) -> dict or None``, whose dict is recorded. It is called after every
             ``callback.every`` steps, or, where it has no such attribute, after every call.
@@ -69,10 +69,10 @@ def fit(
 
     Raises:
         TypeError: ``batches`` is neither iterable nor a function, or is one batch: an array, a dict, a named tuple or a
-            tuple of arrays; ``metrics`` holds something that is no sink.
+            tuple of arrays; ``metrics`` holds something that is no :class:`~lstmjax.training.MetricWriter`.
         ValueError: an argument is out of range; batches end or do not stack; ``evaluate`` or a callback does not return
             a dict.
-        AnotherModelError: a ``ValueError``: the checkpoint is of another model or optimiser.
+        CheckpointMismatchError: a ``ValueError``: the checkpoint is of another model or optimiser.
         FloatingPointError: loss, gradient or update are not finite. What is saved is from before.
         CheckpointError: the directory of the checkpoints cannot be written to; a checkpoint could not be written, or
             none of those there are could be read.
@@ -121,19 +121,21 @@ def fit(
     check_batches(batches)
     run = Run(
         step, batches, steps=steps, steps_per_call=steps_per_call, sharding=batch_sharding, evaluate=evaluate,
-        evaluate_every=evaluate_every, early_stopping=early_stopping, checkpoints=checkpoints, sinks=_sinks(metrics),
-        log_every=log_every, callbacks=tuple(callbacks),
+        evaluate_every=evaluate_every, early_stopping=early_stopping, checkpoints=checkpoints,
+        writers=_writers(metrics), log_every=log_every, callbacks=tuple(callbacks),
     )  # fmt: skip
     return run(state, progress)
 
 
-def _sinks(metrics: Any) -> list[Sink]:
+def _writers(metrics: Any) -> list[MetricWriter]:
     given = [] if metrics is None else list(metrics) if isinstance(metrics, list | tuple) else [metrics]
-    sinks: list[Any] = [JSONLines(sink) if isinstance(sink, str | os.PathLike) else sink for sink in given]
-    for sink in sinks:
-        if not isinstance(sink, Sink):
-            raise TypeError(f"metrics holds {sink!r}; wanted the path of a file, a sink, or a sequence of these")
-    return sinks if jax.process_index() == 0 else []
+    writers: list[Any] = [JSONLines(writer) if isinstance(writer, str | os.PathLike) else writer for writer in given]
+    for writer in writers:
+        if not isinstance(writer, MetricWriter):
+            raise TypeError(
+                f"metrics holds {writer!r}; wanted the path of a file, a MetricWriter, or a sequence of these"
+            )
+    return writers if jax.process_index() == 0 else []
 
 
 def _checked(early_stopping: EarlyStopping, evaluate_every: int | None) -> EarlyStopping:

@@ -1,4 +1,4 @@
-"""Where metrics go: lines of JSON, TensorBoard, or anything else that is a sink.
+"""Where metrics go: lines of JSON, TensorBoard, or a writer of your own.
 
 A record is a dict with ``step``, the number of updates made so far, and what was measured there.
 """
@@ -20,7 +20,7 @@ Record = dict[str, Any]
 
 
 @runtime_checkable
-class Sink(Protocol):
+class MetricWriter(Protocol):
     """What :func:`~lstmjax.training.fit` writes records to."""
 
     def open(self, step: int) -> None:

@@ -177,7 +177,7 @@ def cast_floating(tree: Any, dtype: Any) -> Any:
 
 def _checked(result: Any, carry: Any) -> tuple[Array, tuple[Any, Metrics]]:
     loss, rest = _pair("loss_fn", result, "(loss, (carry, metrics))")
-    new_carry, metrics = _pair("loss_fn, beside the loss,", rest, "(carry, metrics)")
+    new_carry, metrics = _pair("loss_fn, next to the loss,", rest, "(carry, metrics)")
     if jnp.shape(loss) != ():
         raise ValueError(f"loss_fn returned a loss of shape {jnp.shape(loss)}; wanted a scalar, such as its mean")
     if not isinstance(metrics, Mapping):
