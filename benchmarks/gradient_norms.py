@@ -21,7 +21,8 @@ import tyro
 from numpy.typing import NDArray
 
 import lstmjax
-from benchmarks.output import dump_json, environment, progress_bar, replacing
+from benchmarks.output import dump_json, environment, progress_bar
+from lstmjax.files import replacing
 from lstmjax.gradients import adjoint_norms, decay_fit
 from lstmjax.gradients.report import format_half_life, power_of_ten
 from lstmjax.plot import Curve, gradient_decay

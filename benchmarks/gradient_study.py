@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 import lstmjax
 from benchmarks.gradient_norms import FLOAT32_TINY, make_cells, number
-from benchmarks.output import dump_json, environment, progress_bar, replacing
+from benchmarks.output import dump_json, environment, progress_bar
 from lstmjax import plot
+from lstmjax.files import replacing
 from lstmjax.gradients import (
     GradientReport,
     adjoint_norms,

@@ -29,8 +29,9 @@ from numpy.typing import NDArray
 import lstmjax
 from benchmarks.long_lag_figure import long_lag_figure
 from benchmarks.long_lag_tasks import LAGS, PUBLISHED, Problem, TaskName, make_problem
-from benchmarks.output import dump_json, environment, progress_bar, replacing
+from benchmarks.output import dump_json, environment, progress_bar
 from lstmjax import training
+from lstmjax.files import replacing
 from lstmjax.gradients import adjoint_norms
 from lstmjax.gradients.report import power_of_ten
 from lstmjax.tasks import Batch

@@ -1,4 +1,4 @@
-"""What every benchmark writes alike: files that are whole or absent, JSON to read, and where the numbers are from."""
+"""What every benchmark writes alike: JSON to read, and where the numbers are from."""
 
 import contextlib
 import datetime
@@ -6,9 +6,8 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -43,14 +42,6 @@ def progress_bar(items: Iterable, description: str, unit: str, shown: bool, tota
         items, desc=description, unit=unit, total=total, disable=not shown,
         mininterval=0.1 if sys.stderr.isatty() else 10.0,
     )  # fmt: skip
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A path beside ``path`` to write to, put in its place once it is whole."""
-    partial = path.with_name(f".{path.name}.part")
-    yield partial
-    partial.replace(path)
 
 
 def dump_json(results: dict[str, Any]) -> str:

@@ -23,8 +23,9 @@ from jax import lax
 from tqdm import tqdm
 
 import lstmjax
-from benchmarks.output import dump_json, environment, progress_bar, replacing
+from benchmarks.output import dump_json, environment, progress_bar
 from benchmarks.peers import JAX_PEERS, Peer, TorchPeer, lstmjax_peer
+from lstmjax.files import replacing
 from lstmjax.plot import speed_ratios
 
 GRID = (

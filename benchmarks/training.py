@@ -22,8 +22,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from benchmarks.character_models import TRAINERS, Trainer, draw_weights
-from benchmarks.output import dump_json, environment, progress_bar, replacing
+from benchmarks.output import dump_json, environment, progress_bar
 from benchmarks.throughput import parse_shape, run_rounds, say_left_out
+from lstmjax.files import replacing
 from lstmjax.plot import LINES, STYLE
 from lstmjax.tasks import Characters, Windows, bigram_entropy, character_windows, english_text, unigram_entropy
 

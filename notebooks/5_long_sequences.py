@@ -150,7 +150,7 @@ for window, error, cosine in zip(*bias[:3], strict=True):
 # %% [markdown]
 # ## Many devices
 #
-# `make_mesh` takes all devices there are, `batch_sharding` says that a batch is split over them, and `shard_params` puts
+# `auto_mesh` takes all devices there are, `batch_sharding` says that a batch is split over them, and `shard_params` puts
 # a copy of the weights on each, or, by a rule, a part. JAX does the rest; the training loop stays as it was.
 
 
@@ -162,8 +162,8 @@ def copy_loss(params, xs, key):  # put out the first input at the end
 
 batches = list(np.random.default_rng(0).normal(size=(4, 20, 64, 16)).astype("float32"))
 step = training.make_train_step(copy_loss, optimizer, clip_norm=1.0)
-one, every = (training.make_mesh(devices, data=-1) for devices in (jax.devices()[:1], jax.devices()))
-split = training.split_largest(every, at_least=1000)
+one, every = (training.auto_mesh(devices, data=-1) for devices in (jax.devices()[:1], jax.devices()))
+split = training.fsdp_rule(every, at_least=1000)
 for name, mesh, rule in (("one device", one, None), ("all", every, None), ("all, weights split", every, split)):
     state = training.init_state(training.shard_params(params, mesh, rule), optimizer, jax.random.key(2))
     sharding = training.batch_sharding(mesh)
@@ -176,7 +176,7 @@ for name, mesh, rule in (("one device", one, None), ("all", every, None), ("all,
 # Over several processes it is the same script, with one line in front, before anything else of JAX:
 #
 # ```python
-# training.start_processes()  # does nothing in a single process
+# training.initialize_distributed()  # does nothing in a single process
 # ```
 #
 # Under SLURM, `srun` tells each process who it is. `--signal` gives a run that is about to be stopped a minute to save a

@@ -10,8 +10,8 @@ import lstmjax
 PACKAGE = Path(lstmjax.__file__).parent
 # Every module may import those to its left, and nothing to its right.
 ORDER = [
-    "checks", "functions", "plot", "drawing", "typing", "init", "gates", "cells", "recurrence", "unroll", "tasks",
-    "explain", "stack", "gradients",
+    "checks", "files", "functions", "plot", "drawing", "typing", "init", "gates", "cells", "recurrence", "unroll",
+    "tasks", "explain", "stack", "gradients",
 ]  # fmt: skip
 # These stand beside one another on the core, and do not import one another.
 SIBLINGS = ["gradients", "nn", "convert", "training"]

@@ -1,9 +1,13 @@
 """Training: a step is the hand-written one, a loop is its steps, and what is measured is what happened."""
 
 import functools
+import gc
 import io
 import json
 import sys
+import time
+import weakref
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -92,6 +96,50 @@ class TestStep:
         assert metrics["loss"].dtype == jnp.float32
         np.testing.assert_allclose(metrics["grad_norm"], exact["grad_norm"], rtol=0.1)
 
+    @pytest.mark.parametrize(
+        "optimizer",
+        [
+            optax.lbfgs(),
+            optax.chain(optax.clip_by_global_norm(1.0), optax.lbfgs()),
+            optax.contrib.sam(optax.sgd(0.1), optax.chain(optax.contrib.normalize(), optax.sgd(0.05))),
+            optax.contrib.sam(
+                optax.sgd(0.1), optax.chain(optax.contrib.normalize(), optax.sgd(0.05)), opaque_mode=True
+            ),
+            optax.polyak_sgd(),
+            optax.contrib.sophia(0.1),
+        ],
+        ids=["lbfgs", "lbfgs in a chain", "sam", "opaque sam", "polyak", "sophia"],
+    )
+    def test_an_optimiser_is_given_what_it_asks_for(self, optimizer):
+        def loss(w, scale, key):
+            return jnp.sum(scale * (w - 1) ** 2), {}
+
+        state = training.init_state(jnp.zeros(2), optimizer, jax.random.key(0))
+        step, scale = training.make_train_step(loss, optimizer), jnp.array([1.0, 3.0])
+        losses = training.fit(state, step, [scale], steps=40, steps_per_call=40, progress=False).history["loss"]
+        assert losses[0] == 4
+        assert losses[-1] < 0.1
+
+    def test_sam_within_a_chain_is_refused(self):
+        optimizer = optax.chain(optax.clip(1.0), optax.contrib.sam(optax.sgd(0.1), optax.sgd(0.1), reset_state=False))
+        with pytest.raises(TypeError, match="unexpected keyword argument 'value'"):
+            training.make_train_step(loss_fn, optimizer)(fresh(optimizer), draw_batch(jax.random.key(0)))
+
+    def test_lbfgs_is_the_hand_written_one(self):
+        def loss(w):
+            return jnp.sum(jnp.array([1.0, 30.0]) * (w - 1) ** 2) + jnp.sum(w**4)
+
+        optimizer, params = optax.lbfgs(), jnp.zeros(2)
+        step = jax.jit(training.make_train_step(lambda w, batch, key: (loss(w), {}), optimizer))
+        state, opt_state = training.init_state(params, optimizer, jax.random.key(0)), optimizer.init(params)
+        for _ in range(3):
+            state, _ = step(state, None)
+            value, grad = jax.value_and_grad(loss)(params)
+            with jax.numpy_dtype_promotion("standard"):
+                updates, opt_state = optimizer.update(grad, opt_state, params, value=value, grad=grad, value_fn=loss)
+            params = optax.apply_updates(params, updates)
+        np.testing.assert_allclose(state.params, params, rtol=1e-5)
+
     def test_an_optimiser_that_asks_for_the_loss_is_given_it(self):
         optimizer = optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau())
         step = training.make_train_step(loss_fn, optimizer)
@@ -152,6 +200,74 @@ class TestTruncation:
         chex.assert_trees_all_close((together.params, together.carry), (state.params, state.carry), rtol=1e-5)
 
 
+class TestMeans:
+    @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+    def test_of_an_evaluation_are_taken_in_float64(self, dtype):
+        evaluate = training.make_evaluate(lambda p, x: {"a": p * x}, [np.full((), 0.75, dtype)] * 3000)
+        assert evaluate(jnp.ones((), dtype)) == {"a": 0.75}
+
+    def test_of_batches_that_weigh_by_their_rows(self):
+        rows = np.arange(10, dtype=np.float32)
+        batches = [rows[:4], rows[4:8], rows[8:], rows[:0]]
+        evaluate = training.make_evaluate(lambda p, x: {"mean": jnp.mean(p * x)}, batches, weight_fn=len)
+        assert evaluate(jnp.float32(2)) == {"mean": 9.0}
+        masks = [(rows[:4], np.array([1, 0, 0, 0], np.int8)), (rows[4:8], np.ones(4, np.int8))]
+
+        def masked(p, batch):
+            xs, mask = batch
+            return {"mean": jnp.sum(p * xs, where=mask == 1) / mask.sum(dtype=jnp.float32)}
+
+        evaluate = training.make_evaluate(masked, masks, weight_fn=lambda batch: jnp.sum(batch[1], dtype=jnp.bfloat16))
+        assert evaluate(jnp.float32(1)) == {"mean": 22 / 5}
+
+    def test_of_a_history_of_bfloat16_are_exact(self):
+        step = training.make_train_step(
+            lambda w, x, key: (w * w, {"a": jnp.bfloat16(0.75), "n": jnp.int8(3), "half": jnp.float16(0.75)}), OPTIMIZER
+        )
+        state = training.init_state(jnp.float32(1), OPTIMIZER, jax.random.key(0))
+        history = training.fit(state, step, [0.0], steps=600, steps_per_call=600, progress=False).history
+        assert [history[name].dtype for name in ("a", "half", "n")] == [np.float32, np.float32, np.int8]
+        assert history["a"].mean() == 0.75
+
+    def test_of_a_norm_in_half_precision(self):
+        tree = {"a": jnp.full(30000, 3, jnp.float16), "b": jnp.full(10000, 5, jnp.bfloat16)}
+        norm = training.global_norm(tree)
+        assert norm.dtype == jnp.float32
+        np.testing.assert_allclose(norm, np.sqrt(30000 * 9.0 + 10000 * 25.0), rtol=1e-6)
+
+    def test_early_stopping_compares_in_float64(self):
+        """In bfloat16, 1 − 2⁻⁸ and 1 are neighbours, and 1 − min_delta rounds to 1."""
+        values = iter([1.0, 1 - 2**-8, 1 - 2**-7])
+        result = training.fit(
+            fresh(), STEP, draw_batch, steps=3, evaluate=lambda p: {"loss": jnp.bfloat16(next(values))},
+            evaluate_every=1, early_stopping=training.EarlyStopping(patience=1, min_delta=jnp.bfloat16(0.001)),
+            progress=False,
+        )  # fmt: skip
+        assert not result.stopped_early
+
+
+class Pair(NamedTuple):
+    xs: Any
+    ys: Any
+
+
+XS, ROWS = np.ones((T, B, I), np.float32), np.ones(B, np.float32)
+ONE_BATCH = {
+    "ndarray": XS, "Array": jnp.ones((T, B, I)), "tuple of arrays": (XS, jnp.ones(B)), "dict": {"xs": XS},
+    "Pair": Pair(XS, ROWS), "Pair of dicts": Pair({"xs": XS}, None), "LSTMState": lstmjax.lstm(2).initial_state((B,)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ONE_BATCH)
+def test_one_batch_is_not_batches(name):
+    batch = ONE_BATCH[name]
+    message = "batches is .*, which looks like one batch; wanted an iterable of batches, such as"
+    with pytest.raises(TypeError, match=message):
+        short(batches=batch)
+    with pytest.raises(TypeError, match=message):
+        training.make_evaluate(lambda params, batch: {"a": 0.0}, batch)
+
+
 class TestFit:
     def test_every_kind_of_batches_and_of_call_is_the_same_run(self):
         import grain
@@ -173,8 +289,50 @@ class TestFit:
         chex.assert_trees_all_equal(result.state.params, looped.params)
         np.testing.assert_array_equal(result.history["loss"], metrics["loss"])
 
+    @pytest.mark.parametrize("drawn", [True, False])
+    def test_a_step_is_compiled_once_and_not_kept(self, drawn):
+        traces, big = [], np.ones((T, B, I), np.float32)
+        kept = weakref.ref(big)
+
+        def loss(params, xs, key, big=big):
+            traces.append(1)
+            return loss_fn(params, xs + big, key)
+
+        def draw(key, big=big):
+            return jnp.asarray(big)
+
+        step = training.make_train_step(loss, OPTIMIZER)
+        for _ in range(2):
+            training.fit(fresh(), step, draw if drawn else [big], steps=2, progress=False)
+        assert len(traces) == 1
+        del big, loss, draw, step
+        gc.collect()
+        assert kept() is None
+
+    def test_a_step_that_cannot_be_referred_to_weakly(self):
+        class Slotted:
+            __slots__ = ()
+
+            def __call__(self, state, batch):
+                return STEP(state, batch)
+
+        assert int(training.fit(fresh(), Slotted(), draw_batch, steps=2, progress=False).state.step) == 2
+
+    def test_whole_numbers_are_numpys_as_well(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+        two = np.int64(2)
+        result = training.fit(
+            fresh(), STEP, draw_batch, steps=np.int32(4), steps_per_call=two, log_every=two, metrics=tmp_path / "m.jsonl",
+            evaluate=lambda p: {"loss": 1.0}, evaluate_every=two, callbacks=[training.probe(lambda p: p.b, every=two)],
+            checkpoints=training.Checkpoints(tmp_path / "c", every=two, keep_last=two, keep_best=np.int8(1)),
+            early_stopping=training.EarlyStopping(patience=two), progress=False,
+        )  # fmt: skip
+        assert int(result.state.step) == 4
+        assert len(training.read_jsonl(tmp_path / "m.jsonl")) == 6
+        assert training.make_train_loop(STEP, draw_batch, steps=two)(fresh())[1]["loss"].shape == (2,)
+
     def test_records_and_periods(self, tmp_path):
-        calls = []
+        calls, began = [], time.time()
 
         def watch(step, state):
             calls.append((step, int(state.step)))
@@ -190,6 +348,9 @@ class TestFit:
         assert [len(r["b"][0]) for r in records if "b" in r] == [H, H]
         assert calls == [(s, s) for s in (4, 5, 8, 10)]
         assert records[0]["loss"] == float(result.history["loss"][1])
+        times = [r["time"] for r in records]
+        assert began - 0.01 < times[0] <= times[-1] < time.time() + 0.01
+        assert times == sorted(times)
         assert [r["step"] for r in result.records] == [5, 5, 10, 10]
 
     def test_early_stopping(self):
@@ -204,7 +365,8 @@ class TestFit:
     def test_an_old_file_is_put_aside_by_a_new_run(self, tmp_path):
         for _ in range(2):
             training.fit(fresh(), STEP, draw_batch, steps=2, metrics=str(tmp_path / "m.jsonl"), progress=False)
-        assert (tmp_path / "m.jsonl.1").read_bytes() == (tmp_path / "m.jsonl").read_bytes()
+        first, second = (training.read_jsonl(tmp_path / name) for name in ("m.jsonl.1", "m.jsonl"))
+        assert [{**r, "time": 0} for r in first] == [{**r, "time": 0} for r in second]
 
     def test_tensorboard_takes_scalars(self, monkeypatch):
         import types
@@ -240,16 +402,29 @@ class TestMetricsFile:
         path.write_text("".join(json.dumps(r) + "\n" for r in whole) + '{"step": 5, "lo')
         lines = training.JSONLines(path)
         lines.open(3)
-        lines.write({"step": 4, "loss": float("nan")})
+        lines.write({"step": 4, "loss": float("nan"), "time": 7})
         lines.close()
-        assert training.read_jsonl(path) == [*whole[:3], {"step": 4, "loss": None}]
+        assert training.read_jsonl(path) == [*whole[:3], {"step": 4, "loss": None, "time": 7}]
         assert [p.name for p in tmp_path.iterdir()] == ["m.jsonl"]
+
+    @pytest.mark.parametrize("step", [0, 1])
+    def test_a_link_stays_a_link(self, step, tmp_path):
+        target, link = tmp_path / "target", tmp_path / "link"
+        target.write_text('{"step": 1}\n{"step": 2}\n')
+        link.symlink_to(target)
+        lines = training.JSONLines(link)
+        lines.open(step)
+        lines.write({"step": 3})
+        lines.close()
+        assert link.is_symlink()
+        assert [r["step"] for r in training.read_jsonl(target)] == [1, 3][1 - step :]
+        assert (tmp_path / "target.1").exists() == (step == 0)
 
     def test_a_full_disk_leaves_whole_lines(self, tmp_path, monkeypatch):
         path = tmp_path / "m.jsonl"
         lines = training.JSONLines(path)
         lines.open(0)
-        lines.write({"step": 1})
+        lines.write({"step": 1, "time": 0})
 
         class Full:
             def __init__(self, file):
@@ -266,7 +441,7 @@ class TestMetricsFile:
         monkeypatch.setattr(lines, "_file", Full(lines._file))
         with pytest.raises(OSError, match="could not write metrics of step 2: No space left"):
             lines.write({"step": 2})
-        assert path.read_text() == '{"step": 1}\n'
+        assert path.read_text() == '{"step": 1, "time": 0}\n'
         monkeypatch.undo()
         lines.close()
 
@@ -281,6 +456,10 @@ class TestProgress:
         assert "loss 0.5" in shown
         assert "\r" not in shown
         assert shown.endswith("\n")
+
+    def test_with_no_step_left_there_is_none(self, capsys):
+        Progress(2100, 2000, True).close()
+        assert capsys.readouterr().err == ""
 
     def test_lines_are_not_repeated(self):
         stream = io.StringIO()
@@ -319,23 +498,44 @@ BAD_CALLS = {
     "a vector as a metric": (ValueError, r"metric 'a' of shape \(3,\)", lambda: stepped((jnp.float32(1), {"a": jnp.ones(3)}))),
     "a metric's name": (ValueError, "a metric 'grad_norm', which is one of the step's own", lambda: stepped((jnp.float32(1), {"grad_norm": 1.0}))),
     "steps of a loop": (ValueError, "steps is 0; wanted", lambda: training.make_train_loop(STEP, draw_batch, steps=0)),
-    "steps": (ValueError, "steps is -1; wanted", lambda: short(steps=-1)),
-    "steps_per_call": (ValueError, "steps_per_call is 0; wanted", lambda: short(steps_per_call=0)),
+    "steps of a loop, a float": (ValueError, "steps is 2.0; wanted a whole number", lambda: training.make_train_loop(STEP, draw_batch, steps=2.0)),
+    "steps": (ValueError, "steps is -1; wanted a whole number of at least 0", lambda: short(steps=-1)),
+    "steps, a float": (ValueError, "steps is 3.0; wanted a whole number", lambda: short(steps=3.0)),
+    "steps_per_call": (ValueError, "steps_per_call is 0; wanted a whole number", lambda: short(steps_per_call=0)),
+    "steps_per_call, a bool": (ValueError, "steps_per_call is True; wanted a whole number", lambda: short(steps_per_call=True)),
+    "log_every": (ValueError, "log_every is 1.5; wanted a whole number", lambda: short(log_every=1.5)),
+    "evaluate_every, zero": (ValueError, "evaluate_every is 0; wanted a whole number", lambda: short(evaluate_every=0)),
+    "patience": (ValueError, "early_stopping.patience is 2.0; wanted a whole number", lambda: short(evaluate=lambda p: {"loss": 1.0}, evaluate_every=1, early_stopping=training.EarlyStopping(patience=2.0))),
+    "every of a callback": (ValueError, "callback.every is 0.5; wanted a whole number", lambda: short(callbacks=[training.callbacks.Probe(lambda p: p, 0.5)])),
+    "what evaluate returns": (ValueError, "evaluate returned 0.5; wanted a dict", lambda: short(evaluate=lambda p: 0.5)),
+    "what a callback returns": (ValueError, "a callback returned 0.5; wanted a dict", lambda: short(callbacks=[lambda step, state: 0.5])),
+    "what a metric_fn returns": (ValueError, "metric_fn returned .*0.5.*; wanted a dict", lambda: training.make_evaluate(lambda p, b: 0.5, [0.0])(1.0)),
+    "a vector of a metric_fn": (ValueError, r"metric_fn returned 'a' of shape \(3,\); wanted a scalar", lambda: training.make_evaluate(lambda p, b: {"a": b}, [np.ones(3)])(1.0)),
+    "negative weights": (ValueError, r"weight_fn returned \[-1.0\]; wanted finite weights", lambda: training.make_evaluate(lambda p, b: {"a": b}, [0.0], weight_fn=lambda b: -1)(1.0)),
+    "no weight": (ValueError, r"weight_fn returned \[0.0\]; wanted .* one above 0", lambda: training.make_evaluate(lambda p, b: {"a": b}, [0.0], weight_fn=lambda b: 0)(1.0)),
+    "a function to evaluate on": (TypeError, "batches is a function; wanted a list", lambda: training.make_evaluate(lambda p, b: {}, draw_batch)),
+    "metrics": (TypeError, "metrics holds 42; wanted the path", lambda: short(metrics=42)),
+    "metrics in a store": (ValueError, "metrics is 'gs://b/m.jsonl'; wanted a path on this machine", lambda: short(metrics="gs://b/m.jsonl")),
     "evaluate_every": (ValueError, "evaluate_every is 3 and evaluate is None", lambda: short(evaluate_every=3)),
     "early_stopping": (ValueError, "early_stopping wants evaluate", lambda: short(early_stopping=training.EarlyStopping())),
     "the metric of early stopping": (ValueError, r"goes by 'eval/loss', and evaluate returned \['eval/w'\]", lambda: short(early_stopping=training.EarlyStopping(), evaluate=lambda p: {"w": 1.0}, evaluate_every=1)),
     "batches": (TypeError, "batches is int; wanted an iterable", lambda: short(batches=3)),
-    "one batch, a tuple": (TypeError, r"batches is a tuple of length 2, which looks like one batch; wanted .*\[batch\]", lambda: short(batches=(np.ones((T, B, I)), np.ones(B)))),
-    "one batch, a dict": (TypeError, "batches is a dict of length 1, which looks like one batch", lambda: short(batches={"xs": np.ones((T, B, I))})),
+    "one batch, a tuple": (TypeError, r"batches is a tuple of arrays, which looks like one batch; wanted .*\[batch\]", lambda: short(batches=(np.ones((T, B, I)), np.ones(B)))),
+    "one batch, a dict": (TypeError, "batches is a dict, which looks like one batch", lambda: short(batches={"xs": np.ones((T, B, I))})),
     "no batches": (ValueError, "batches is empty", lambda: short(batches=[])),
     "batches that end": (ValueError, "batches ended after 1; wanted more", lambda: short(batches=iter([np.ones((T, B, I), np.float32)]))),
     "batches that differ": (ValueError, r"batch 2 has shapes \(6, 1, 3\), and batch 1 \(6, 4, 3\)", lambda: short(batches=[np.ones((T, B, I), np.float32), np.ones((T, 1, I), np.float32)], steps_per_call=2)),
     "an iterator to evaluate on": (ValueError, "batches is an iterator", lambda: training.make_evaluate(lambda p, b: {}, iter([1]))),
     "every of a probe": (ValueError, "every is 0; wanted", lambda: training.probe(lambda p: p, every=0)),
-    "a mesh": (ValueError, "axes are {'data': 7}; wanted sizes whose product", lambda: training.make_mesh(data=7)),
+    "every of checkpoints": (ValueError, "checkpoints.every is 1.0; wanted a whole number", lambda: short(checkpoints=training.Checkpoints("nowhere", every=1.0))),
+    "a mesh of a float": (ValueError, "data is 1.0; wanted a whole number", lambda: training.auto_mesh(data=1.0)),
+    "an axis of a mesh": (ValueError, "model", lambda: training.batch_sharding(training.auto_mesh(data=-1), "model")),
+    "dim": (ValueError, "dim is -1; wanted a whole number of at least 0", lambda: training.batch_sharding(training.auto_mesh(data=-1), dim=-1)),
+    "heartbeats": (ValueError, "heartbeat_seconds is 0; wanted a whole number", lambda: training.initialize_distributed(heartbeat_seconds=0)),
+    "a mesh": (ValueError, "axes are {'data': 7}; wanted sizes whose product", lambda: training.auto_mesh(data=7)),
     "keep_best": (ValueError, "checkpoints.keep_best is 1 and evaluate is None; wanted evaluate", lambda: short(checkpoints=training.Checkpoints("nowhere", keep_best=1))),
-    "keep_last": (ValueError, "keep_last is 0; wanted", lambda: short(checkpoints=training.Checkpoints("nowhere", keep_last=0))),
-    "mode": (ValueError, "mode is 'low'; wanted 'min' or 'max'", lambda: short(checkpoints=training.Checkpoints("nowhere", mode="low"))),
+    "keep_last": (ValueError, "checkpoints.keep_last is 0; wanted a whole number", lambda: short(checkpoints=training.Checkpoints("nowhere", keep_last=0))),
+    "mode": (ValueError, "checkpoints.mode is 'low'; wanted 'min' or 'max'", lambda: short(checkpoints=training.Checkpoints("nowhere", mode="low"))),
 }  # fmt: skip
 
 

@@ -55,11 +55,11 @@ def slowed(rows, seed):
 
 
 def main(directory):
-    training.start_processes(heartbeat_seconds=10)
+    training.initialize_distributed(heartbeat_seconds=10)
     optimizer = optax.adam(1e-2)
     weights, sharding = params(int(os.environ.get("WIDTH", "16"))), None
     if jax.device_count() > 1:
-        mesh = training.make_mesh(data=-1)
+        mesh = training.auto_mesh(data=-1)
         weights, sharding = training.shard_params(weights, mesh), training.batch_sharding(mesh, dim=0)
     state = training.init_state(weights, optimizer, jax.random.key(1))
     result = training.fit(

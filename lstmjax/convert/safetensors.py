@@ -1,12 +1,12 @@
 """Files in the safetensors format, under PyTorch's names: either side reads what the other wrote."""
 
 import os
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lstmjax.convert.torch import from_torch, to_torch
+from lstmjax.files import replacing
 
 
 def load_safetensors(path: str | os.PathLike, *, prefix: str = "") -> tuple:
@@ -70,16 +70,8 @@ def save_safetensors(params: Sequence[Any], path: str | os.PathLike) -> None:
     from safetensors.numpy import save
 
     data = save(to_torch(params), metadata={"format": "pt"})
-    place = Path(path).resolve()  # through a link, so that what it points to is replaced and not the link
-    beside = place.with_name(f".{place.name}.{uuid.uuid4().hex}")
-    try:
-        with beside.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(place)
-    finally:
-        beside.unlink(missing_ok=True)
+    with replacing(path) as part:
+        part.write_bytes(data)
 
 
 def _package() -> Any:

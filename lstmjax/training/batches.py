@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -10,6 +10,39 @@ import jax.numpy as jnp
 import numpy as np
 
 from lstmjax.training.metrics import plain
+
+
+def check_batches(batches: Any) -> None:
+    """Refuses one batch where batches are wanted, whose time steps or fields would else be taken for batches.
+
+    A list is a list of batches; a tuple of arrays is one batch, such as (inputs, targets).
+
+    Raises:
+        TypeError: it is one batch: an array, a dict, a named tuple or a tuple of arrays; or it is neither iterable
+            nor a function.
+
+    >>> check_batches((np.ones((20, 4, 3)), np.ones(4)))
+    Traceback (most recent call last):
+        ...
+    TypeError: batches is a tuple of arrays, which looks like one batch; wanted an iterable of batches, such as [batch]
+    """
+    name = type(batches).__name__
+    if _is_array(batches):
+        one = f"an array of shape {batches.shape}"
+    elif isinstance(batches, Mapping) or hasattr(batches, "_fields"):
+        one = f"a {name}"
+    elif isinstance(batches, tuple) and len(batches) > 0 and all(map(_is_array, batches)):
+        one = "a tuple of arrays"
+    else:
+        one = None
+    if one is not None:
+        raise TypeError(f"batches is {one}, which looks like one batch; wanted an iterable of batches, such as [batch]")
+    if not (callable(batches) or hasattr(batches, "__iter__")):
+        raise TypeError(f"batches is {name}; wanted an iterable of batches, or a function of a key")
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "shape") and hasattr(value, "dtype")
 
 
 class Batches:

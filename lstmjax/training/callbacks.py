@@ -1,4 +1,4 @@
-"""What happens beside the steps: evaluation, stopping early, probes."""
+"""What happens between the steps: evaluation, stopping early, probes."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -6,7 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from lstmjax.training.metrics import as_mapping
+from lstmjax.checks import whole_number
+from lstmjax.training.batches import check_batches
+from lstmjax.training.metrics import as_mapping, mapping
 from lstmjax.training.state import TrainState
 
 Callback = Callable[[int, TrainState], Mapping[str, Any] | None]
@@ -44,7 +46,7 @@ def probe(fn: Callable[[Any], Any], every: int, *, name: str = "probe") -> Probe
         A callback for :func:`~lstmjax.training.fit`.
 
     Raises:
-        ValueError: ``every`` is below 1.
+        ValueError: ``every`` is no whole number, or below 1.
 
     >>> import jax.numpy as jnp, lstmjax, optax
     >>> from lstmjax import training
@@ -63,41 +65,81 @@ def probe(fn: Callable[[Any], Any], every: int, *, name: str = "probe") -> Probe
     >>> [(record["step"], record["adjoint/h"].shape) for record in result.records]
     [(5, (21,)), (10, (21,))]
     """
-    if every < 1:
-        raise ValueError(f"every is {every}; wanted a whole number of steps, at least 1")
-    return Probe(fn, every, name)
+    return Probe(fn, whole_number("every", every), name)
 
 
-def make_evaluate(metric_fn: Callable[[Any, Any], Mapping[str, Any]], batches: Iterable[Any]) -> Callable:
-    """Evaluation over a set of batches, every batch weighing the same.
+def make_evaluate(
+    metric_fn: Callable[[Any, Any], Mapping[str, Any]],
+    batches: Iterable[Any],
+    *,
+    weight_fn: Callable[[Any], Any] = lambda batch: 1,
+) -> Callable:
+    """Evaluation over a set of batches: of every metric m the mean Σ w·m / Σ w over batches, taken in float64.
 
     Args:
         metric_fn: ``(params, batch) -> dict of scalars``, jittable.
         batches: begun again at every evaluation, so no iterator.
+        weight_fn: ``batch ->`` its weight w, such as its number of rows where the last batch is smaller than the
+            others. A batch of weight 0 does not count. Default: every batch weighs the same.
 
     Returns:
         ``params -> dict of floats``, the means, for :func:`~lstmjax.training.fit`.
 
     Raises:
-        ValueError: there is no batch.
+        TypeError: ``batches`` is no iterable of batches, or is one batch.
+        ValueError: ``batches`` is an iterator; at the evaluation: there is no batch, no batch has a positive weight, a
+            weight is negative or not finite, or ``metric_fn`` does not return a dict of scalars.
 
     >>> import jax.numpy as jnp
     >>> evaluate = make_evaluate(lambda w, x: {"error": jnp.mean((w * x - 1) ** 2)}, [jnp.ones(3), jnp.zeros(3)])
     >>> evaluate(jnp.float32(1))
     {'error': 0.5}
+
+    The mean over all rows, of batches of two and of one:
+
+    >>> batches = [jnp.array([1.0, 2.0]), jnp.array([6.0])]
+    >>> evaluate = make_evaluate(lambda w, x: {"x": jnp.mean(w * x)}, batches, weight_fn=len)
+    >>> evaluate(jnp.float32(1))
+    {'x': 3.0}
     """
+    check_batches(batches)
+    if not hasattr(batches, "__iter__"):
+        raise TypeError("batches is a function; wanted a list of batches, or a dataset")
     if iter(batches) is batches:
         raise ValueError("batches is an iterator, which can be gone through once; wanted a list, or a dataset")
     compiled = jax.jit(metric_fn)
 
     def evaluate(params: Any) -> dict[str, float]:
         # Dispatched all at once, fetched at the end.
-        measured = jax.device_get([compiled(params, batch) for batch in batches])
-        if not measured:
+        found = jax.device_get([(compiled(params, batch), weight_fn(batch)) for batch in batches])
+        if not found:
             raise ValueError("batches is empty; wanted at least one batch to evaluate on")
-        return {name: float(np.mean([m[name] for m in measured])) for name in measured[0]}
+        weights = np.array([float(weight) for _, weight in found])
+        if not (np.isfinite(weights) & (weights >= 0)).all() or not weights.any():
+            wanted = "finite weights of at least 0, and one above 0"
+            raise ValueError(f"weight_fn returned {weights.tolist()}; wanted {wanted}")
+        # A batch without a row has no mean: it is left out, and not multiplied by 0.
+        measured = [scalars("metric_fn", found[i][0]) for i in np.flatnonzero(weights)]
+        weights = weights[weights > 0]
+        return {name: float(np.average([m[name] for m in measured], weights=weights)) for name in measured[0]}
 
     return evaluate
+
+
+def scalars(who: str, metrics: Any) -> dict[str, float]:
+    """What somebody's function returned, where it is a dict of scalars, as Python's floats.
+
+    Raises:
+        ValueError: it is something else.
+
+    >>> scalars("evaluate", {"loss": np.float16(0.5)})
+    {'loss': 0.5}
+    """
+    metrics = mapping(who, metrics)
+    for name, value in metrics.items():
+        if np.shape(value) != ():
+            raise ValueError(f"{who} returned {name!r} of shape {np.shape(value)}; wanted a scalar")
+    return {name: float(value) for name, value in metrics.items()}
 
 
 class EarlyStopping(NamedTuple):

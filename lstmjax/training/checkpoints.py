@@ -2,33 +2,40 @@
 
 Orbax writes into a temporary directory in the background and renames it when all is there, so a checkpoint is whole
 or absent whenever a process dies. What it does not know is whether the bytes it reads are the bytes it wrote; hence a
-fingerprint of every array beside the arrays. A checkpoint that cannot be read, or reads differently, is reported, put
+fingerprint of every array next to the arrays. A checkpoint that cannot be read, or reads differently, is reported, put
 aside under ``damaged/``, and the one before it used.
 """
 
 import json
+import math
 import os
 import sys
+import threading
+import uuid
 import zlib
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lstmjax.checks import whole_number
 from lstmjax.training.fingerprints import fingerprints, words
 from lstmjax.training.state import TrainState
 
 # Not damage: the same checkpoint may be read tomorrow.
 _NOT_DAMAGE = (PermissionError, MemoryError, jax.errors.JaxRuntimeError)
 
+# Orbax numbers its saves by one counter of the process and looks at it throughout a save. Where two threads saved at
+# once, the one would wait for directories that the other was to make.
+_ONE_SAVE_AT_A_TIME = threading.Lock()
+
 
 class CheckpointError(RuntimeError):
     """A checkpoint could not be written, or none could be read; the message says which is the last whole one."""
 
 
-class AnotherModelError(ValueError):
+class CheckpointMismatchError(ValueError):
     """The checkpoint is whole, and of another model or optimiser."""
 
 
@@ -36,12 +43,14 @@ class Checkpoints(NamedTuple):
     """Where and when to save, and what to keep.
 
     Attributes:
-        directory: of this run alone; made if need be, and seen by all processes.
+        directory: of this run alone; made if need be, and seen by all processes. ``gs://bucket/run`` and
+            ``s3://bucket/run`` are written to by Orbax, and want the package gcsfs or s3fs besides.
         every: how many steps apart, 1000 unless given. A run that ends, is interrupted or stops early saves as well.
         keep_last: how many of the newest are kept.
         keep_best: how many of the best are kept besides. Above 0, every evaluation that betters the best so far is
             saved as well, and ``fit`` wants ``evaluate``.
-        metric: what *best* means: its name in the records, ``"eval/..."`` for what ``evaluate`` returns.
+        metric: what *best* means: its name in the records, ``"eval/..."`` for what ``evaluate`` returns. A NaN is
+            never the best.
         mode: ``"min"`` where smaller is better, ``"max"`` where larger is.
         asynchronous: write in the background while training goes on.
     """
@@ -89,13 +98,15 @@ class Store:
     """
 
     def __init__(self, config: Checkpoints, *, read_only: bool = False) -> None:
-        _check(config)
+        config = checked(config)
         try:
             import orbax.checkpoint as ocp
         except ImportError:
             raise ImportError("checkpoints want orbax-checkpoint: pip install 'lstmjax[training]'") from None
         self.config = config
-        self.directory = Path(config.directory).absolute()
+        self.directory = _place(config.directory)
+        if not read_only:
+            _make(self.directory)
         self._ocp, self._read_only = ocp, read_only
         policies = ocp.checkpoint_managers
         keep: list[Any] = [policies.LatestN(config.keep_last)]
@@ -105,8 +116,7 @@ class Store:
             self.directory,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy(keep),
-                best_fn=_cost,
-                best_mode="min",
+                best_fn=_cost,  # without one, Orbax does not write what was measured
                 enable_async_checkpointing=config.asynchronous,
                 create=not read_only,
                 cleanup_tmp_directories=not read_only,
@@ -121,7 +131,7 @@ class Store:
             step: the number of updates made.
             state: the state after them.
             extra: anything that JSON can hold.
-            value: of the metric that *best* is measured by, where it was measured at this step.
+            value: of the metric that *best* is measured by, where it was measured at this step; NaN is none.
 
         Raises:
             FloatingPointError: parameters or carry are not finite; nothing is saved.
@@ -129,19 +139,22 @@ class Store:
         """
         if bad := not_finite({"params": state.params, "carry": state.carry}):
             raise FloatingPointError(f"{bad} is not finite at step {step}, which is not saved; {self.last()}")
+        if value is not None and math.isnan(value):
+            value = None
         content = {"step": step, "shapes": shapes(state), "fingerprints": fingerprints(state), "extra": extra}
         args = self._ocp.args
         self.wait()
         self._saving = step
         try:
-            self._manager.save(
-                step,
-                args=args.Composite(
-                    state=args.StandardSave(state), about=args.JsonSave(content | {"checksum": checksum(content)})
-                ),
-                metrics={"cost": value if value is None or self.config.mode == "min" else -value},
-                force=True,
-            )
+            with _ONE_SAVE_AT_A_TIME:
+                self._manager.save(
+                    step,
+                    args=args.Composite(
+                        state=args.StandardSave(state), about=args.JsonSave(content | {"checksum": checksum(content)})
+                    ),
+                    metrics={"cost": value if value is None or self.config.mode == "min" else -value},
+                    force=True,
+                )
         except Exception as error:
             raise self._failed(error) from error
         if not self.config.asynchronous:
@@ -178,7 +191,7 @@ class Store:
             What was read; None where there is no checkpoint at all.
 
         Raises:
-            AnotherModelError: a ``ValueError``: the checkpoint is of another model or optimiser.
+            CheckpointMismatchError: a ``ValueError``: the checkpoint is of another model or optimiser.
             CheckpointError: there is no such checkpoint, none has the evaluation that *best* asks for, or all there
                 are, are damaged.
         """
@@ -186,15 +199,16 @@ class Store:
         found = sorted(self._manager.all_steps(), reverse=True)
         if not found and step is None:
             return None
-        best = self._manager.best_step() if step == "best" else step
-        steps = found if step is None else [s for s in found if s == best]
+        if step == "best":
+            measured = [s for s in found if _was_measured(self._manager.metrics(s))]
+            if not measured:
+                raise CheckpointError(
+                    f"no checkpoint in {self.directory} has an evaluation; wanted one kept with keep_best and evaluate"
+                )
+            step = min(measured, key=lambda s: _cost(self._manager.metrics(s)))
+        steps = found if step is None else [s for s in found if s == step]
         if not steps:
             raise CheckpointError(f"no checkpoint of step {step!r} in {self.directory}; there are {sorted(found)}")
-        # Where nothing was evaluated, Orbax's best is the newest.
-        if step == "best" and (self._manager.metrics(steps[0]) or {}).get("cost") is None:
-            raise CheckpointError(
-                f"no checkpoint in {self.directory} has an evaluation; wanted one kept with keep_best and evaluate"
-            )
         for candidate in steps:
             restored, damage = self._try(candidate, template)
             if restored is not None:
@@ -205,7 +219,7 @@ class Store:
 
     def last(self) -> str:
         """Which is the last whole checkpoint, in words."""
-        steps = _whole(self.directory)
+        steps = self._ocp.utils.checkpoint_steps(self.directory)
         return f"the last checkpoint is step {max(steps)} in {self.directory}" if steps else (
             f"there is no checkpoint in {self.directory}"
         )  # fmt: skip
@@ -229,11 +243,11 @@ class Store:
         """A checkpoint, or, where it is damaged on any process, in which way."""
         try:
             restored, damage = self._read(step, template), ""
-        except (AnotherModelError, *_NOT_DAMAGE):
+        except (CheckpointMismatchError, *_NOT_DAMAGE):
             raise
         except Exception as error:
             restored, damage = None, f"{type(error).__name__}: {error}"
-        if jax.process_count() > 1 and not _all_say(restored is not None):
+        if jax.process_count() > 1 and not all_processes_agree(restored is not None):
             return None, damage or "another process could not read it"
         return restored, damage
 
@@ -264,7 +278,7 @@ class Store:
                 target, number = aside / f"{step}-{number}", number + 1
             (self.directory / str(step)).rename(target)
         if jax.process_count() > 1:
-            _all_say(True)  # nobody looks again before it is moved
+            all_processes_agree(True)  # nobody looks again before it is moved
         self._manager.reload()
 
     def _failed(self, error: Exception) -> CheckpointError:
@@ -287,7 +301,7 @@ def load_state(directory: str | os.PathLike, template: TrainState, step: int | s
         The state.
 
     Raises:
-        AnotherModelError: a ``ValueError``: the checkpoint is of another model or optimiser.
+        CheckpointMismatchError: a ``ValueError``: the checkpoint is of another model or optimiser.
         CheckpointError: there is no such checkpoint, none has the evaluation that *best* asks for, or all there
             are, are damaged.
 
@@ -301,14 +315,13 @@ def load_state(directory: str | os.PathLike, template: TrainState, step: int | s
     >>> int(loaded.step), float(loaded.params) == float(done.state.params)
     (5, True)
     """
-    if not _whole(Path(directory)):
-        raise CheckpointError(f"there is no checkpoint in {directory}")
     store = Store(Checkpoints(directory), read_only=True)
     try:
         restored = store.restore(template, step)
     finally:
         store.close()
-    assert restored is not None
+    if restored is None:
+        raise CheckpointError(f"there is no checkpoint in {store.directory}")
     return restored.state
 
 
@@ -345,10 +358,41 @@ def _finite(leaves: dict[str, Any]) -> dict[str, Any]:
     return {path: jnp.isfinite(leaf).all() for path, leaf in leaves.items()}
 
 
-def _cost(metrics: Any) -> float:
-    """What the best has least of."""
-    found = (metrics or {}).get("cost")
-    return float("inf") if found is None else found
+def _was_measured(metrics: Any) -> bool:
+    return (metrics or {}).get("cost") is not None
+
+
+def _cost(metrics: Any) -> Any:
+    """What the best has least of; what was not measured has more of it than what was found to be infinite."""
+    return (0, metrics["cost"]) if _was_measured(metrics) else (1, 0.0)
+
+
+def _place(directory: str | os.PathLike) -> Any:
+    """The directory as a path, on this machine or in a store."""
+    from etils import epath  # comes with Orbax
+
+    scheme, mark, _ = os.fspath(directory).partition("://")
+    if not mark:
+        return epath.Path(directory).absolute()
+    if scheme not in ("gs", "s3"):
+        raise ValueError(
+            f"checkpoints.directory is {directory!r}; wanted a directory of this machine, or gs://... or s3://..."
+        )
+    return epath.Path(directory)
+
+
+def _make(directory: Any) -> None:
+    """Makes the directory and tries to write there: what cannot be had is found now, and not at the first save."""
+    trial = directory / f".{uuid.uuid4().hex}"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        trial.write_text("")
+        trial.unlink()
+    except Exception as error:
+        cause = f"{type(error).__name__}: {error}"
+        raise CheckpointError(
+            f"checkpoints.directory is {str(directory)!r}, which cannot be written to ({cause}); wanted a directory"
+        ) from error
 
 
 def _abstract(leaf: Any) -> Any:
@@ -360,28 +404,26 @@ def _check_same(step: int, saved: dict[str, list], wanted: dict[str, list]) -> N
     for path in sorted(saved.keys() | wanted.keys()):
         if saved.get(path) != wanted.get(path):
             was, now = (f"{s[path][1]}{s[path][0]}" if path in s else "nothing" for s in (saved, wanted))
-            raise AnotherModelError(
+            raise CheckpointMismatchError(
                 f"the checkpoint of step {step} has {was} at state{path}, and this run has {now} there; wanted the "
                 "model and optimiser that it was saved with, or another directory"
             )
 
 
-def _whole(directory: Path) -> list[int]:
-    """The steps whose directories were given their final name."""
-    return [int(path.name) for path in directory.glob("*") if path.name.isdigit() and path.is_dir()]
-
-
-def _all_say(yes: bool) -> bool:
+def all_processes_agree(yes: bool) -> bool:
+    """Whether every process says yes; each waits for the others."""
     from jax.experimental import multihost_utils
 
     return bool(multihost_utils.process_allgather(np.int32(yes)).all())
 
 
-def _check(config: Checkpoints) -> None:
-    for name in ("every", "keep_last"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} is {getattr(config, name)}; wanted a whole number of at least 1")
-    if config.keep_best < 0:
-        raise ValueError(f"keep_best is {config.keep_best}; wanted a whole number, 0 for none")
+def checked(config: Checkpoints) -> Checkpoints:
+    """The settings, with their numbers as Python's.
+
+    Raises:
+        ValueError: a setting is out of range.
+    """
     if config.mode not in ("min", "max"):
-        raise ValueError(f"mode is {config.mode!r}; wanted 'min' or 'max'")
+        raise ValueError(f"checkpoints.mode is {config.mode!r}; wanted 'min' or 'max'")
+    numbers = {"every": 1, "keep_last": 1, "keep_best": 0}
+    return config._replace(**{n: whole_number(f"checkpoints.{n}", getattr(config, n), k) for n, k in numbers.items()})

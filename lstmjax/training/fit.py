@@ -2,14 +2,15 @@
 
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 
+from lstmjax.checks import whole_number
+from lstmjax.training.batches import check_batches
 from lstmjax.training.callbacks import EarlyStopping
-from lstmjax.training.checkpoints import Checkpoints
-from lstmjax.training.metrics import JSONLines, Sink
+from lstmjax.training.checkpoints import Checkpoints, checked
+from lstmjax.training.metrics import JSONLines, MetricWriter
 from lstmjax.training.run import FitResult, Run
 from lstmjax.training.state import TrainState
 from lstmjax.training.step import Step
@@ -56,8 +57,8 @@ def fit(
         early_stopping: when to stop by what is evaluated.
         checkpoints: a directory, or :class:`~lstmjax.training.Checkpoints` to say more. A directory is saved to every
             1000 steps and at the end, and keeps the two newest.
-        metrics: where records go: the path of a file of JSON lines, a :class:`~lstmjax.training.Sink`, or a sequence
-            of these. The first process writes.
+        metrics: where records go: the path of a file of JSON lines, a :class:`~lstmjax.training.MetricWriter`, or a
+            sequence of these. The first process writes.
         log_every: the step's metrics are written at steps that this divides.
         callbacks: each a ``(step, state) -> dict or None``, whose dict is recorded. It is called after every
             ``callback.every`` steps, or, where it has no such attribute, after every call.
@@ -67,11 +68,14 @@ def fit(
         The :class:`FitResult`.
 
     Raises:
-        TypeError: ``batches`` is neither iterable nor a function, or is one batch: a dict, or a tuple of arrays.
-        ValueError: an argument is out of range; batches end or do not stack.
-        AnotherModelError: a ``ValueError``: the checkpoint is of another model or optimiser.
+        TypeError: ``batches`` is neither iterable nor a function, or is one batch: an array, a dict, a named tuple or a
+            tuple of arrays; ``metrics`` holds something that is no :class:`~lstmjax.training.MetricWriter`.
+        ValueError: an argument is out of range; batches end or do not stack; ``evaluate`` or a callback does not return
+            a dict.
+        CheckpointMismatchError: a ``ValueError``: the checkpoint is of another model or optimiser.
         FloatingPointError: loss, gradient or update are not finite. What is saved is from before.
-        CheckpointError: a checkpoint could not be written, or none of those there are could be read.
+        CheckpointError: the directory of the checkpoints cannot be written to; a checkpoint could not be written, or
+            none of those there are could be read.
         OSError: metrics could not be written.
         KeyboardInterrupt: Ctrl-C, after the call under way was finished and saved. The second one interrupts at once.
         SystemExit: SIGTERM, likewise.
@@ -93,51 +97,51 @@ def fit(
     True
     >>> lines = training.read_jsonl(f"{directory}/metrics.jsonl")
     >>> len(lines), lines[-1]["step"], sorted(lines[-1])
-    (200, 200, ['clipped_grad_norm', 'grad_norm', 'loss', 'step', 'update_norm'])
+    (200, 200, ['clipped_grad_norm', 'grad_norm', 'loss', 'step', 'time', 'update_norm'])
     """
-    periods = {"steps_per_call": steps_per_call, "log_every": log_every}
+    steps = whole_number("steps", steps, 0)
+    steps_per_call, log_every = whole_number("steps_per_call", steps_per_call), whole_number("log_every", log_every)
     if evaluate_every is not None:
-        periods["evaluate_every"] = evaluate_every
-    _check(steps, periods, evaluate, evaluate_every, early_stopping)
-    if checkpoints is not None and not isinstance(checkpoints, Checkpoints):
-        checkpoints = Checkpoints(checkpoints)
-    if checkpoints is not None and checkpoints.keep_best > 0 and evaluate is None:
-        raise ValueError(
-            f"checkpoints.keep_best is {checkpoints.keep_best} and evaluate is None; wanted evaluate and "
-            "evaluate_every, or keep_best=0"
-        )
-    # A tuple of arrays could be batches of one array each, and is far more often one batch, such as (inputs, targets).
-    arrays = isinstance(batches, tuple) and len(batches) > 0 and all(hasattr(part, "shape") for part in batches)
-    if arrays or isinstance(batches, dict):
-        raise TypeError(
-            f"batches is a {type(batches).__name__} of length {len(batches)}, which looks like one batch; wanted an "
-            "iterable of batches, such as [batch]"
-        )
-    if not (callable(batches) or hasattr(batches, "__iter__")):
-        raise TypeError(f"batches is {type(batches).__name__}; wanted an iterable of batches, or a function of a key")
+        evaluate_every = whole_number("evaluate_every", evaluate_every)
+        if evaluate is None:
+            raise ValueError(
+                f"evaluate_every is {evaluate_every} and evaluate is None; wanted both, or evaluate alone for the end"
+            )
+    if early_stopping is not None:
+        early_stopping = _checked(early_stopping, evaluate_every)
+    if checkpoints is not None:
+        checkpoints = checked(checkpoints if isinstance(checkpoints, Checkpoints) else Checkpoints(checkpoints))
+        if checkpoints.keep_best > 0 and evaluate is None:
+            raise ValueError(
+                f"checkpoints.keep_best is {checkpoints.keep_best} and evaluate is None; wanted evaluate and "
+                "evaluate_every, or keep_best=0"
+            )
+    for callback in callbacks:
+        whole_number("callback.every", getattr(callback, "every", 1))
+    check_batches(batches)
     run = Run(
         step, batches, steps=steps, steps_per_call=steps_per_call, sharding=batch_sharding, evaluate=evaluate,
-        evaluate_every=evaluate_every, early_stopping=early_stopping, checkpoints=checkpoints, sinks=_sinks(metrics),
-        log_every=log_every, callbacks=tuple(callbacks),
+        evaluate_every=evaluate_every, early_stopping=early_stopping, checkpoints=checkpoints,
+        writers=_writers(metrics), log_every=log_every, callbacks=tuple(callbacks),
     )  # fmt: skip
     return run(state, progress)
 
 
-def _sinks(metrics: Any) -> list[Sink]:
+def _writers(metrics: Any) -> list[MetricWriter]:
     given = [] if metrics is None else list(metrics) if isinstance(metrics, list | tuple) else [metrics]
-    sinks: list[Sink] = [JSONLines(sink) if isinstance(sink, str | Path) else sink for sink in given]
-    return sinks if jax.process_index() == 0 else []
+    writers: list[Any] = [JSONLines(writer) if isinstance(writer, str | os.PathLike) else writer for writer in given]
+    for writer in writers:
+        if not isinstance(writer, MetricWriter):
+            raise TypeError(
+                f"metrics holds {writer!r}; wanted the path of a file, a MetricWriter, or a sequence of these"
+            )
+    return writers if jax.process_index() == 0 else []
 
 
-def _check(steps: int, periods: dict[str, int], evaluate: Any, every: int | None, early_stopping: Any) -> None:
-    if steps < 0:
-        raise ValueError(f"steps is {steps}; wanted a whole number, 0 or more")
-    for name, value in periods.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} is {value!r}; wanted a whole number of steps, at least 1")
-    if every is not None and evaluate is None:
-        raise ValueError(f"evaluate_every is {every} and evaluate is None; wanted both, or evaluate alone for the end")
-    if early_stopping is not None and every is None:
+def _checked(early_stopping: EarlyStopping, evaluate_every: int | None) -> EarlyStopping:
+    if evaluate_every is None:
         raise ValueError("early_stopping wants evaluate and evaluate_every, and was given none")
-    if early_stopping is not None and early_stopping.mode not in ("min", "max"):
+    if early_stopping.mode not in ("min", "max"):
         raise ValueError(f"early_stopping.mode is {early_stopping.mode!r}; wanted 'min' or 'max'")
+    patience = whole_number("early_stopping.patience", early_stopping.patience)
+    return early_stopping._replace(patience=patience, min_delta=float(early_stopping.min_delta))

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lstmjax.training.sharding import make_mesh
+from lstmjax.training.sharding import auto_mesh
 
 
 class Interrupts:
@@ -54,7 +54,7 @@ class Interrupts:
 
 def _agreement() -> Any:
     """The largest of what the processes say, dispatched and not waited for."""
-    mesh = make_mesh(all=-1)
+    mesh = auto_mesh(all=-1)
     split, everywhere = NamedSharding(mesh, P("all")), NamedSharding(mesh, P())
     largest = jax.jit(jnp.max, out_shardings=everywhere)
 

@@ -1,7 +1,7 @@
 """Many steps in one dispatch: a ``lax.scan`` over steps."""
 
-from collections.abc import Callable
-from functools import lru_cache, partial
+import weakref
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -9,6 +9,7 @@ from jax import lax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from lstmjax.checks import whole_number
 from lstmjax.training.sharding import mesh_of
 from lstmjax.training.state import TrainState, step_keys
 from lstmjax.training.step import Metrics, Step
@@ -26,7 +27,7 @@ def make_train_loop(step: Step, draw_batch: Callable[[Any], Any], steps: int = 1
         ``state -> (state, metrics)``, every metric ``[steps]``.
 
     Raises:
-        ValueError: ``steps`` is below 1.
+        ValueError: ``steps`` is no whole number, or below 1.
 
     >>> import jax.numpy as jnp, lstmjax, optax
     >>> from lstmjax import training
@@ -40,8 +41,7 @@ def make_train_loop(step: Step, draw_batch: Callable[[Any], Any], steps: int = 1
     >>> metrics["loss"].shape, int(state.step), bool(metrics["loss"][-1] < metrics["loss"][0])
     ((50,), 50, True)
     """
-    if steps < 1:
-        raise ValueError(f"steps is {steps}; wanted a whole number of at least 1")
+    steps = whole_number("steps", steps)
     return jax.jit(lambda state: scan_drawn(step, draw_batch, state, steps))
 
 
@@ -60,10 +60,15 @@ def scan_given(step: Step, state: TrainState, batches: Any) -> tuple[TrainState,
     return lax.scan(step, state, batches)
 
 
+# Compiled programs, for as long as the functions live that they were made of.
+_programs: dict[tuple, Callable] = {}
+
+
 def make_program(step: Step, draw: Callable | None, sharding: Any, state: TrainState) -> Callable:
     """``(state, number of steps or their batches) -> (state, metrics)``, compiled; the state is given up to it.
 
-    The same step, drawn from or laid out alike, is compiled once, however many runs it makes.
+    The same step, drawn from or laid out alike, is compiled once, however many runs it makes. The program does not
+    keep the step and what it closes over: hold on to ``step`` and ``draw`` for as long as it is called.
     """
     placed, layout = jax.tree.flatten(sharding)
     mesh, out = mesh_of(state), None
@@ -71,24 +76,34 @@ def make_program(step: Step, draw: Callable | None, sharding: Any, state: TrainS
         # What goes round must come back as it lay, and every process reads the metrics.
         leaves, structure = jax.tree.flatten(jax.tree.map(lambda leaf: leaf.sharding, state))
         out = (structure, tuple(leaves), NamedSharding(mesh, P()))
-    arguments = (step, draw, layout, tuple(placed), out)
+    key = (id(step), id(draw), layout, tuple(placed), out)
+    if key in _programs:
+        return _programs[key]
+    functions = [fn for fn in (step, draw) if fn is not None]
     try:
-        return _compiled(*arguments)
-    except TypeError:  # a step or draw that cannot be hashed
-        return _compiled.__wrapped__(*arguments)
+        references = [weakref.ref(fn) for fn in functions]
+    except TypeError:  # an object with __slots__: its program is this run's alone
+        return _compiled([lambda fn=fn: fn for fn in functions], layout, placed, out)
+    _programs[key] = program = _compiled(references, layout, placed, out)
+    for fn in functions:
+        weakref.finalize(fn, _programs.pop, key, None)
+    return program
 
 
-@lru_cache(maxsize=32)
-def _compiled(step: Step, draw: Callable | None, layout: Any, placed: tuple, out: tuple | None) -> Callable:
+def _compiled(functions: Sequence[Callable], layout: Any, placed: list, out: tuple | None) -> Callable:
+    """The program of the step, and of what draws, that ``functions`` refer to."""
+    step, *draw = functions
     options: dict[str, Any] = {"donate_argnums": 0}
     if out is not None:
         structure, leaves, everywhere = out
         options["out_shardings"] = (structure.unflatten(leaves), everywhere)
-    if draw is None:
-        return jax.jit(partial(scan_given, step), **options)
+    if not draw:
+        return jax.jit(lambda state, batches: scan_given(step(), state, batches), **options)
 
     def drawn(key):
-        sharding = layout.unflatten(placed)
-        return jax.tree.map(lambda s, part: lax.with_sharding_constraint(part, s), sharding, draw(key))
+        batch = draw[0]()(key)
+        if not placed:
+            return batch
+        return jax.tree.map(lambda s, part: lax.with_sharding_constraint(part, s), layout.unflatten(placed), batch)
 
-    return jax.jit(partial(scan_drawn, step, drawn if placed else draw), static_argnums=1, **options)
+    return jax.jit(lambda state, steps: scan_drawn(step(), drawn, state, steps), static_argnums=1, **options)

@@ -1,4 +1,4 @@
-"""Where metrics go: lines of JSON, TensorBoard, or anything else that is a sink.
+"""Where metrics go: lines of JSON, TensorBoard, or a writer of your own.
 
 A record is a dict with ``step``, the number of updates made so far, and what was measured there.
 """
@@ -7,17 +7,20 @@ import contextlib
 import json
 import math
 import os
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from lstmjax.files import replacing
+
 Record = dict[str, Any]
 
 
 @runtime_checkable
-class Sink(Protocol):
+class MetricWriter(Protocol):
     """What :func:`~lstmjax.training.fit` writes records to."""
 
     def open(self, step: int) -> None:
@@ -36,12 +39,17 @@ class Sink(Protocol):
 class JSONLines:
     r"""A file of one JSON record a line, readable at any moment.
 
-    Each line is flushed as it is written. A run that goes on from a checkpoint drops the lines beyond it, so that
-    the file reads as one uninterrupted run; one that begins anew puts an old file aside under a number. What is not
-    finite is written as null, for JSON has no word for it.
+    Each line is flushed as it is written, and says by ``time`` when that was, in seconds since 1970 UTC; a record's
+    own ``time`` goes before that. A run that goes on from a checkpoint drops the lines beyond it, so that the file
+    reads as one uninterrupted run; one that begins anew puts an old file aside under a number. Apart from ``time``,
+    a run that was cut off and one that was not write the same bytes. What is not finite is written as null, for JSON
+    has no word for it.
 
     Args:
-        path: the file; its directory is made.
+        path: the file, on this machine; its directory is made. A symbolic link stays one.
+
+    Raises:
+        ValueError: the path is that of an object store, to which nothing can be appended.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "metrics.jsonl"
@@ -49,11 +57,14 @@ class JSONLines:
     >>> lines.open(0)
     >>> lines.write({"step": 1, "loss": 0.5, "curve": np.array([1.0, np.inf])})
     >>> lines.close()
-    >>> path.read_text()
-    '{"step": 1, "loss": 0.5, "curve": [1.0, null]}\n'
+    >>> [record] = read_jsonl(path)
+    >>> record.pop("time") > 1.7e9, record
+    (True, {'step': 1, 'loss': 0.5, 'curve': [1.0, None]})
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
+        if "://" in os.fspath(path):
+            raise ValueError(f"metrics is {path!r}; wanted a path on this machine: lines are appended one by one")
         self.path = Path(path)
         self._file = None
 
@@ -67,7 +78,8 @@ class JSONLines:
     def write(self, record: Record) -> None:
         """Appends a line, whole or not at all."""
         file = self._opened()
-        line = (json.dumps(plain(record), allow_nan=False) + "\n").encode()
+        timed = {"step": record["step"], "time": round(time.time(), 3), **record}
+        line = (json.dumps(plain(timed), allow_nan=False) + "\n").encode()
         end = file.seek(0, os.SEEK_END)
         try:
             with memoryview(line) as rest:
@@ -100,10 +112,10 @@ class JSONLines:
     def _put_aside(self) -> None:
         if not self.path.stat().st_size:
             return
-        number = 1
-        while (aside := self.path.with_name(f"{self.path.name}.{number}")).exists():
+        place, number = self.path.resolve(), 1
+        while (aside := place.with_name(f"{place.name}.{number}")).exists():
             number += 1
-        self.path.rename(aside)
+        place.rename(aside)
 
     def _drop_beyond(self, step: int) -> None:
         """Replaces the file by its whole lines up to ``step``, at once."""
@@ -111,33 +123,29 @@ class JSONLines:
         kept = b"".join(line for line in data.splitlines(keepends=True) if _belongs(line, step))
         if kept == data:
             return
-        part = self.path.with_name(f".{self.path.name}.part")
-        with open(part, "wb") as file:
-            file.write(kept)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(self.path)
+        with replacing(self.path) as part:
+            part.write_bytes(kept)
 
 
 class TensorBoard:
     """Event files for TensorBoard, by ``tensorboardX`` (extra ``tensorboard``); scalars only.
 
     Args:
-        directory: the log directory.
+        directory: the log directory, or what else ``tensorboardX`` writes to, such as ``gs://bucket/run``.
 
-    >>> TensorBoard("runs/lstm").directory.name
-    'lstm'
+    >>> TensorBoard("runs/lstm").directory
+    'runs/lstm'
     """
 
     def __init__(self, directory: str | os.PathLike) -> None:
-        self.directory = Path(directory)
+        self.directory = os.fspath(directory)
         self._writer: Any = None
 
     def open(self, step: int) -> None:
         """Opens a new event file, which says that steps beyond ``step`` in older ones do not count."""
         from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingImports]
 
-        self._writer = SummaryWriter(str(self.directory), purge_step=step + 1)
+        self._writer = SummaryWriter(self.directory, purge_step=step + 1)
 
     def write(self, record: Record) -> None:
         """Adds the record's numbers."""
@@ -212,6 +220,23 @@ def as_mapping(value: Any) -> Any:
     """A named tuple as the dict of its fields; anything else as it is."""
     fields = getattr(value, "_fields", None)
     return dict(zip(fields, value, strict=True)) if fields else value
+
+
+def mapping(who: str, value: Any) -> Mapping[str, Any]:
+    """What somebody's function returned, where it is a dict or a named tuple.
+
+    Raises:
+        ValueError: it is something else.
+
+    >>> mapping("evaluate", 0.5)
+    Traceback (most recent call last):
+        ...
+    ValueError: evaluate returned 0.5; wanted a dict
+    """
+    found = as_mapping(value)
+    if not isinstance(found, Mapping):
+        raise ValueError(f"{who} returned {value!r}; wanted a dict")
+    return found
 
 
 def _belongs(line: bytes, step: int) -> bool:

@@ -9,13 +9,13 @@ class Progress:
 
     Args:
         start: steps done before.
-        total: steps in all.
+        total: steps in all. Where there are none left there is no bar.
         shown: None: where ``tqdm`` is installed.
     """
 
     def __init__(self, start: int, total: int, shown: bool | None = None) -> None:
         self._bar: Any = None
-        if shown is False:
+        if shown is False or start >= total:
             return
         try:
             import tqdm

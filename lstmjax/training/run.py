@@ -15,7 +15,7 @@ from lstmjax.training.callbacks import EarlyStopping, Patience, better, wait
 from lstmjax.training.checkpoints import CheckpointError, Checkpoints, Store
 from lstmjax.training.interrupts import Interrupts
 from lstmjax.training.loop import make_program
-from lstmjax.training.metrics import JSONLines, Record, Sink, first_not_finite, records
+from lstmjax.training.metrics import JSONLines, MetricWriter, Record, first_not_finite, mapping, records
 from lstmjax.training.progress import Progress
 from lstmjax.training.sharding import shard_batch, stacked
 from lstmjax.training.state import TrainState
@@ -55,11 +55,11 @@ class Run:
     def __init__(
         self, step: Step, batches: Any, *, steps: int, steps_per_call: int, sharding: Any, evaluate: Callable | None,
         evaluate_every: int | None, early_stopping: EarlyStopping | None, checkpoints: Checkpoints | None,
-        sinks: Sequence[Sink], log_every: int, callbacks: Sequence[Callable],
+        writers: Sequence[MetricWriter], log_every: int, callbacks: Sequence[Callable],
     ) -> None:  # fmt: skip
         self.step, self.steps, self.sharding = step, steps, sharding
         self.evaluate, self.evaluate_every, self.early_stopping = evaluate, evaluate_every, early_stopping
-        self.checkpoints, self.sinks, self.log_every, self.callbacks = checkpoints, sinks, log_every, callbacks
+        self.checkpoints, self.writers, self.log_every, self.callbacks = checkpoints, writers, log_every, callbacks
         self.draw: Callable | None = None if hasattr(batches, "__iter__") else batches
         self.batches: Batches | None = Batches(batches) if self.draw is None else None
         self.store: Store | None = None
@@ -78,9 +78,9 @@ class Run:
                 stack.callback(self.store.close)
             state = self._restored(state)
             done = self.recorded = int(state.step)
-            for sink in self.sinks:
-                stack.callback(sink.close)
-                sink.open(done)
+            for writer in self.writers:
+                stack.callback(writer.close)
+                writer.open(done)
             self.bar = Progress(done, self.steps, progress if jax.process_index() == 0 else False)
             stack.callback(self.bar.close)
             interrupts = stack.enter_context(Interrupts())
@@ -182,12 +182,13 @@ class Run:
         evaluated, improved = {}, False
         last = done == self.steps
         if self.evaluate is not None and (last or (self.evaluate_every and done % self.evaluate_every == 0)):
-            evaluated = {f"eval/{name}": value for name, value in self.evaluate(state.params).items()}
+            found = mapping("evaluate", self.evaluate(state.params))
+            evaluated = {f"eval/{name}": value for name, value in found.items()}
             self._note({"step": done, **evaluated})
             improved = self._judge(evaluated)
         for callback in self.callbacks:
-            if done % getattr(callback, "every", 1) == 0 and (more := callback(done, state)):
-                self._note({"step": done, **more})
+            if done % getattr(callback, "every", 1) == 0 and (more := callback(done, state)) is not None:
+                self._note({"step": done, **mapping("a callback", more)})
         if self.checkpoints is None or self.store is None:
             return
         if interrupted or last or self.stopped or improved or done % self.checkpoints.every == 0:
@@ -210,8 +211,8 @@ class Run:
         return True
 
     def _save(self, store: Store, state: TrainState, done: int, value: Any) -> None:
-        for sink in self.sinks:
-            sink.sync()
+        for writer in self.writers:
+            writer.sync()
         position = None if self.batches is None else self.batches.position()
         extra = {
             "positions": everyones(position),
@@ -226,12 +227,12 @@ class Run:
         self._write(record)
 
     def _write(self, record: Record) -> None:
-        for sink in self.sinks:
-            sink.write(record)
+        for writer in self.writers:
+            writer.write(record)
 
     def _interrupted(self, number: Signals, done: int) -> None:
-        for sink in self.sinks:
-            sink.sync()
+        for writer in self.writers:
+            writer.sync()
         self._say(f"{number.name}: stopped after step {done}")
         if number == SIGINT:
             raise KeyboardInterrupt(f"stopped after step {done}; {self._standing()}")
@@ -244,7 +245,7 @@ class Run:
                 self.store.wait()
 
     def _standing(self) -> str:
-        where = [str(sink.path) for sink in self.sinks if isinstance(sink, JSONLines)]
+        where = [str(writer.path) for writer in self.writers if isinstance(writer, JSONLines)]
         written = f"metrics up to step {self.recorded} are in {', '.join(where)}" if where else "no metrics file"
         return f"{self.store.last() if self.store is not None else 'no checkpoints were asked for'}; {written}"
 

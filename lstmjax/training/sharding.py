@@ -5,8 +5,8 @@ One script serves one process and many. On a cluster, every process runs it::
     # train.py
     from lstmjax import training
 
-    training.start_processes()                      # before anything else of JAX; does nothing in a single process
-    mesh = training.make_mesh(data=-1)              # all devices of all processes
+    training.initialize_distributed()               # before anything else of JAX; nothing in a single process
+    mesh = training.auto_mesh(data=-1)              # all devices of all processes
     params = training.shard_params(params, mesh)    # the same values everywhere; or split, by a rule
     state = training.init_state(params, optimizer, key)
     training.fit(
@@ -44,10 +44,11 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from lstmjax.checks import whole_number
 from lstmjax.typing import Params
 
 
-def start_processes(*, heartbeat_seconds: int = 30) -> None:
+def initialize_distributed(*, heartbeat_seconds: int = 30) -> None:
     """Joins the other processes of this run, where there are any: ``jax.distributed.initialize``, made for training.
 
     Processes are found by ``JAX_COORDINATOR_ADDRESS``, ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID``, or by the
@@ -58,13 +59,14 @@ def start_processes(*, heartbeat_seconds: int = 30) -> None:
         heartbeat_seconds: a process that is not heard of for so long is taken for dead, and the others stop.
 
     Raises:
-        ValueError: only some of the three variables are set.
+        ValueError: only some of the three variables are set, or ``heartbeat_seconds`` is no whole number above 0.
         RuntimeError: called after the first computation.
 
-    >>> start_processes()
+    >>> initialize_distributed()
     >>> jax.process_count()
     1
     """
+    heartbeat_seconds = whole_number("heartbeat_seconds", heartbeat_seconds)
     names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
     given = {name: os.environ[name] for name in names if name in os.environ}
     sizes = [int(os.environ.get(name, "1")) for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")]
@@ -85,7 +87,7 @@ def start_processes(*, heartbeat_seconds: int = 30) -> None:
         jax.distributed.initialize(**limits)
 
 
-def make_mesh(devices: Sequence[Any] | None = None, **axes: int) -> Mesh:
+def auto_mesh(devices: Sequence[Any] | None = None, **axes: int) -> Mesh:
     """A mesh whose axes JAX shards over by itself.
 
     As ``jax.make_mesh``, whose axes are by now *explicit*, a mode in which every operation must be told the sharding
@@ -99,13 +101,13 @@ def make_mesh(devices: Sequence[Any] | None = None, **axes: int) -> Mesh:
         The mesh.
 
     Raises:
-        ValueError: the sizes do not multiply to the number of devices.
+        ValueError: a size is no whole number, or they do not multiply to the number of devices.
 
-    >>> make_mesh(data=-1, model=1).axis_names
+    >>> auto_mesh(data=-1, model=1).axis_names
     ('data', 'model')
     """
     devices = jax.devices() if devices is None else list(devices)
-    sizes = list(axes.values())
+    sizes = [whole_number(name, size, -1) for name, size in axes.items()]
     if sizes.count(-1) == 1:
         sizes[sizes.index(-1)] = len(devices) // max(1, -math.prod(sizes))
     if not axes or min(sizes) < 1 or math.prod(sizes) != len(devices):
@@ -124,10 +126,13 @@ def batch_sharding(mesh: Mesh, axis: str = "data", dim: int = 1) -> NamedShardin
     Returns:
         A sharding for every leaf of a batch, or a part of a pytree of them.
 
-    >>> batch_sharding(make_mesh(data=-1)).spec == P(None, "data")
+    Raises:
+        ValueError: the mesh has no such axis, or ``dim`` is no whole number of at least 0.
+
+    >>> batch_sharding(auto_mesh(data=-1)).spec == P(None, "data")
     True
     """
-    return NamedSharding(mesh, P(*(None,) * dim, axis))
+    return NamedSharding(mesh, P(*(None,) * whole_number("dim", dim, 0), axis))
 
 
 def shard_batch(batch: Any, sharding: Any) -> Any:
@@ -140,7 +145,7 @@ def shard_batch(batch: Any, sharding: Any) -> Any:
     Returns:
         The batch as global arrays.
 
-    >>> sharding = batch_sharding(make_mesh(data=-1))
+    >>> sharding = batch_sharding(auto_mesh(data=-1))
     >>> shard_batch({"xs": np.ones((5, 8, 2))}, sharding)["xs"].sharding == sharding
     True
     """
@@ -163,7 +168,7 @@ def shard_params(params: Params, mesh: Mesh, rule: Callable[[str, Any], P] | Non
         The parameters as global arrays.
 
     >>> import lstmjax
-    >>> mesh = make_mesh(data=-1)
+    >>> mesh = auto_mesh(data=-1)
     >>> params = lstmjax.lstm(8).init(jax.random.key(0), 3)
     >>> def rule(path, leaf):
     ...     return P(None, "data") if path in (".w_x", ".w_h") else P()
@@ -178,8 +183,10 @@ def shard_params(params: Params, mesh: Mesh, rule: Callable[[str, Any], P] | Non
     return jax.tree.map_with_path(put, params)
 
 
-def split_largest(mesh: Mesh, axis: str = "data", *, at_least: int = 2**16) -> Callable[[str, Any], P]:
-    """A rule for :func:`shard_params`: every large array is split along its largest dimension that divides evenly.
+def fsdp_rule(mesh: Mesh, axis: str = "data", *, at_least: int = 2**16) -> Callable[[str, Any], P]:
+    """A rule for :func:`shard_params`, of fully sharded data parallelism: every large array is split.
+
+    It is split along the largest of its dimensions that divide evenly.
 
     Args:
         mesh: the mesh.
@@ -189,7 +196,7 @@ def split_largest(mesh: Mesh, axis: str = "data", *, at_least: int = 2**16) -> C
     Returns:
         The rule.
 
-    >>> split_largest(make_mesh(data=-1))(".w_h", np.zeros((256, 1024))) == P(None, "data")
+    >>> fsdp_rule(auto_mesh(data=-1))(".w_h", np.zeros((256, 1024))) == P(None, "data")
     True
     """
 
@@ -209,7 +216,7 @@ def stacked(sharding: Any) -> Any:
     return jax.tree.map(lambda s: NamedSharding(s.mesh, P(None, *s.spec)), sharding)
 
 
-def beside(placed: Any, tree: Any) -> Any:
+def replicate_like(placed: Any, tree: Any) -> Any:
     """The tree, with every leaf that is not on a mesh yet copied to all of the one that ``placed`` lies on."""
     mesh = mesh_of(placed)
     if mesh is None:

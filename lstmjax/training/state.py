@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from lstmjax.training.sharding import beside
+from lstmjax.training.sharding import replicate_like
 from lstmjax.typing import Key, Params
 
 
@@ -50,7 +50,7 @@ def init_state(params: Params, optimizer: optax.GradientTransformation, key: Key
     (0, (3, 16))
     """
     state = TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32), jnp.asarray(key), carry)
-    return beside(params, state)
+    return replicate_like(params, state)
 
 
 def step_keys(state: TrainState) -> tuple[Key, Key]:

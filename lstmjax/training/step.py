@@ -28,7 +28,10 @@ def make_train_step(
 
     Args:
         loss_fn: ``(params, batch, key) -> (loss, metrics)``: a scalar, and a dict of scalars, which may be empty.
-        optimizer: any Optax optimiser. One that asks for the loss (``value``) is given it.
+        optimizer: any Optax optimiser. One that asks for them is given the loss (``value``), its gradient before
+            clipping (``grad``), and, of the parameters on this batch and with this key, the loss (``value_fn``,
+            ``obj_fn``) and its gradient (``grad_fn``): ``optax.lbfgs``, Sophia, SAM. ``optax.contrib.sam`` has to be
+            the outermost: an ``optax.chain`` around it hands it arguments that it refuses.
         clip_norm: the norm that the gradient is scaled down to where it is larger; None: never.
         compute_dtype: the floating dtype that ``loss_fn`` sees the parameters in, such as ``jnp.bfloat16``: a cell
             computes in the dtype of its parameters. The parameters that are kept and updated, their gradient and
@@ -112,7 +115,7 @@ def make_tbptt_step(
     if compute_dtype is not None and not jnp.issubdtype(compute_dtype, jnp.floating):
         raise TypeError(f"compute_dtype is {compute_dtype}; wanted a floating dtype, such as jnp.bfloat16, or None")
     _check_arguments(loss_fn, "params, carry, batch, key")
-    update = optax.with_extra_args_support(optimizer).update
+    update = _given_what_it_takes(optimizer)
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         key, _ = step_keys(state)
@@ -123,18 +126,44 @@ def make_tbptt_step(
             return _checked(result, border)
 
         (loss, (carry, own)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+
+        def value_fn(params, obj_fn=None, grad_fn=None):
+            """The loss; a line search refuses arguments that neither it nor this function takes."""
+            del obj_fn, grad_fn
+            return loss_of(params)[0]
+
+        extra = {
+            "value": loss,
+            "grad": grads,
+            "value_fn": value_fn,
+            "obj_fn": value_fn,
+            "grad_fn": lambda params, _: jax.grad(value_fn)(params),
+        }
         norm = clipped_norm = global_norm(grads)
         if clip_norm is not None:
             grads = clip_by_norm(grads, norm, clip_norm)
             clipped_norm = global_norm(grads)
         with jax.numpy_dtype_promotion("standard"):  # Optax multiplies counts by floats
-            updates, opt_state = update(grads, state.opt_state, state.params, value=loss)
+            updates, opt_state = update(grads, state.opt_state, state.params, extra)
             params = optax.apply_updates(state.params, updates)
         metrics = dict(zip(OWN_METRICS, (loss, norm, clipped_norm, global_norm(updates)), strict=True))
         new = TrainState(params, opt_state, state.step + 1, state.key, carry)
         return new, metrics | own
 
     return step
+
+
+def _given_what_it_takes(optimizer: optax.GradientTransformation) -> Callable:
+    """``(grads, opt_state, params, extra) -> (updates, opt_state)``, with those extra arguments that it can take."""
+    update = optax.with_extra_args_support(optimizer).update
+    parameters = inspect.signature(update).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+    def given(grads, opt_state, params, extra):
+        taken = {name: value for name, value in extra.items() if takes_any or name in parameters}
+        return update(grads, opt_state, params, **taken)
+
+    return given
 
 
 def cast_floating(tree: Any, dtype: Any) -> Any:
@@ -148,7 +177,7 @@ def cast_floating(tree: Any, dtype: Any) -> Any:
 
 def _checked(result: Any, carry: Any) -> tuple[Array, tuple[Any, Metrics]]:
     loss, rest = _pair("loss_fn", result, "(loss, (carry, metrics))")
-    new_carry, metrics = _pair("loss_fn, beside the loss,", rest, "(carry, metrics)")
+    new_carry, metrics = _pair("loss_fn, next to the loss,", rest, "(carry, metrics)")
     if jnp.shape(loss) != ():
         raise ValueError(f"loss_fn returned a loss of shape {jnp.shape(loss)}; wanted a scalar, such as its mean")
     if not isinstance(metrics, Mapping):
@@ -161,9 +190,14 @@ def _checked(result: Any, carry: Any) -> tuple[Array, tuple[Any, Metrics]]:
     given, made = (jax.tree.map(lambda a: (jnp.shape(a), str(jnp.result_type(a))), c) for c in (carry, new_carry))
     if given != made:
         raise ValueError(f"loss_fn was given carry {given} and returned {made}; wanted the same back")
-    loss = jnp.asarray(loss)
-    loss = loss.astype(np.promote_types(loss.dtype, np.float32))
-    return loss, (new_carry, {name: jnp.asarray(value) for name, value in metrics.items()})
+    return _widened(loss), (new_carry, {name: _widened(value) for name, value in metrics.items()})
+
+
+def _widened(value: Any) -> Array:
+    """A scalar in float32 at least where it is a float: sums and means of many are taken in its dtype."""
+    value = jnp.asarray(value)
+    floating = jnp.issubdtype(value.dtype, jnp.floating)
+    return value.astype(np.promote_types(value.dtype, np.float32)) if floating else value
 
 
 def _pair(who: str, result: Any, wanted: str) -> Any:
