@@ -41,7 +41,7 @@ def test_the_numbers_are_those_of_the_curve(report):
         rate = np.polyfit(np.arange(1, 41), curve[1:] * np.log(10), 1)[0]
         np.testing.assert_allclose(r["rate"], rate, rtol=1e-3)
         assert r["half_life"] == pytest.approx(-math.log(2) / r["rate"], rel=1e-4)
-    assert {r["cell"] for r in report.records if r["memory"] is None} == {"RNN"}
+    assert {r["cell"] for r in report.records if r["timescale"] is None} == {"RNN"}
 
 
 def test_training_lowers_the_loss_of_every_cell(report):

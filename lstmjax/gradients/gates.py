@@ -1,5 +1,6 @@
 """What the gates do over a sequence: their values, how often they saturate, how far back a unit remembers."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ from lstmjax.cells.base import Cell
 from lstmjax.cells.gru import GRUParams
 from lstmjax.cells.lstm import LSTMParams
 from lstmjax.gates import candidate, forget_gate, input_gate, output_gate, pre_activation, split_gates
+from lstmjax.gradients import scaled
 from lstmjax.scan import restored, select
 from lstmjax.typing import Params, State
 from lstmjax.unroll import prepare, record_state, run_scan
@@ -20,15 +22,15 @@ class GateStatistics(NamedTuple):
 
     Attributes:
         mean: ``[H]`` mean value.
-        low: ``[H]`` share of steps at which it is below 0.1: shut.
-        high: ``[H]`` share of steps at which it is above 0.9: wide open.
-        memory: ``[H]`` 1/(1 − mean), the steps over which a unit remembers; of the gate that keeps the state alone.
+        left_saturated: ``[H]`` share of steps at which it is below 0.1: shut.
+        right_saturated: ``[H]`` share of steps at which it is above 0.9: wide open.
+        timescale: ``[H]`` 1/(1 − mean), the steps over which a unit remembers; of the gate that keeps the state alone.
     """
 
     mean: Array
-    low: Array
-    high: Array
-    memory: Array | None
+    left_saturated: Array
+    right_saturated: Array
+    timescale: Array | None
 
 
 def gate_values(
@@ -109,37 +111,42 @@ def gate_statistics(
         resets: as for :func:`~lstmjax.unroll`.
 
     Returns:
-        A :class:`GateStatistics` for each gate; the candidate, which is no percentage, has none.
+        A :class:`GateStatistics` for each gate, in float32 at least, NaN where no step was taken; the candidate, which
+        is no percentage, has none.
 
     Raises:
         TypeError: as :func:`gate_values`.
         ValueError: as :func:`gate_values`.
 
-    Source: Karpathy, Johnson & Fei-Fei (2015) for saturation at 0.1 and 0.9; Tallec & Ollivier (2018) for 1/(1 − f).
+    Source: Karpathy, Johnson & Fei-Fei (2015) for left and right saturation, at 0.1 and 0.9; Tallec & Ollivier (2018)
+    for the time scale 1/(1 − f).
 
     >>> import lstmjax
     >>> cell = lstmjax.lstm(hidden_size=4, forget_bias=5.0, w_h_init=jax.nn.initializers.zeros)
     >>> forget = gate_statistics(cell, cell.init(jax.random.key(0), 3), jnp.zeros((50, 3)))["forget"]
-    >>> round(float(forget.memory[0])), float(forget.high[0])
+    >>> round(float(forget.timescale[0])), float(forget.right_saturated[0])
     (149, 1.0)
     """
+    params, xs, state = scaled.wide((params, xs, state))
+    # Asked of the flags: a NaN in a gate may be a skipped step, and may be the cell's own.
+    taken = prepare(cell, params, xs, state, lengths=lengths, mask=mask, resets=resets)[2].valid
     gates = gate_values(cell, params, xs, state, lengths=lengths, mask=mask, resets=resets)
     keeps = "forget" if "forget" in gates else "update"
-    return {name: _statistics(g, name == keeps) for name, g in gates.items() if name != "candidate"}
+    with jax.debug_nans(False):  # NaN where no step was taken is what was promised
+        return {name: _statistics(g, taken, name == keeps) for name, g in gates.items() if name != "candidate"}
 
 
-def _statistics(gate: Array, keeps: bool) -> GateStatistics:
-    over = tuple(range(gate.ndim - 1))
-    taken = ~jnp.isnan(gate)
+@partial(jax.jit, static_argnums=2)
+def _statistics(gate: Array, taken: Array | None, keeps: bool) -> GateStatistics:
+    taken = jnp.ones(gate.shape[:-1], bool) if taken is None else taken
+    over, count = tuple(range(taken.ndim)), taken.sum().astype(gate.dtype)
 
-    def share(flags):
-        return (flags & taken).sum(over).astype(gate.dtype) / taken.sum(over).astype(gate.dtype)
+    def mean(values):
+        return select(taken, values.astype(gate.dtype), jnp.zeros_like(gate)).sum(over) / count
 
     # 1 − mean as the mean of 1 − f, which keeps its digits where f is close to 1.
-    lost = jnp.nanmean(1 - gate, axis=over)
-    return GateStatistics(
-        jnp.nanmean(gate, axis=over), share(gate < 0.1), share(gate > 0.9), 1 / lost if keeps else None
-    )
+    timescale = 1 / mean(1 - gate) if keeps else None
+    return GateStatistics(mean(gate), mean(gate < 0.1), mean(gate > 0.9), timescale)
 
 
 def _lstm_gates(params: LSTMParams, x: Array, h: Array, *, gate_activation=jax.nn.sigmoid, activation=jnp.tanh):
