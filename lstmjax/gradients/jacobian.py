@@ -253,8 +253,8 @@ def _power_iteration(linear, start, onto, out_of, key, iterations):
 
 def _unit(vector: State, batch: tuple) -> State:
     vector, _ = scaled.normalised(vector, jnp.zeros(batch, jnp.int32))
-    norm = jnp.linalg.norm(scaled.flat(vector, len(batch)), axis=-1)
-    norm = jnp.where(norm == 0, 1.0, norm)
+    squares = (scaled.flat(vector, len(batch)) ** 2).sum(-1)
+    norm = jnp.sqrt(jnp.where(squares == 0, 1.0, squares))
     return jax.tree.map(lambda leaf: leaf / norm.reshape(norm.shape + (1,) * (leaf.ndim - norm.ndim)), vector)
 
 

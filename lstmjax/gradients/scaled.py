@@ -16,7 +16,7 @@ from jaxtyping import Array
 
 from lstmjax.typing import State
 
-# The exponent of a zero vector: far below any that arises, far from overflowing when two are subtracted.
+# What counts as the top of a zero vector: far below any that arises, far from overflowing when two are subtracted.
 NOTHING = -(2**24)
 
 
@@ -43,7 +43,7 @@ def flat(vector: State, batch_axes: int) -> Array:
 
 
 def exponent_of(vector: State, batch_axes: int) -> Array:
-    """The least n with every |entry| of a row below 2^n."""
+    """The least n with every |entry| of a row below 2^n; ``NOTHING`` where all are zero."""
     leaves = jax.tree.leaves(wide(lax.stop_gradient(vector)))
     tops = [jnp.abs(leaf).max(range(batch_axes, leaf.ndim), initial=0.0) for leaf in leaves]
     dtype = np.result_type(*(t.dtype for t in tops))
@@ -52,15 +52,17 @@ def exponent_of(vector: State, batch_axes: int) -> Array:
 
 
 def normalised(vector: State, exponent: Array) -> tuple[State, Array]:
-    """The same v 2^e with the largest entry of each row in [½, 1)."""
+    """The same v 2^e with the largest entry of each row in [½, 1); a zero vector as it was."""
     shift = exponent_of(vector, exponent.ndim)
-    return times_power_of_two(vector, -shift), jnp.maximum(exponent + shift, NOTHING)
+    shift = jnp.where(shift == NOTHING, 0, shift)
+    return times_power_of_two(vector, -shift), exponent + shift
 
 
 def add(a: tuple[State, Array], b: tuple[State, Array]) -> tuple[State, Array]:
     """a 2^m + b 2^n as a pair again, the largest entry of either term in [½, 1)."""
     common = functools.reduce(jnp.maximum, (e + exponent_of(v, e.ndim) for v, e in (a, b)))
-    common = jnp.maximum(common, NOTHING)
+    # The sum of two zeros is zero at any exponent, and its derivative a number of this format at theirs alone.
+    common = jnp.where(common < NOTHING // 2, jnp.minimum(a[1], b[1]), common)
     return jax.tree.map(jnp.add, *(times_power_of_two(v, e - common) for v, e in (a, b))), common
 
 
