@@ -1,10 +1,10 @@
 """How fast a gradient decays with the lag: a straight line through the logarithms."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
 
 from lstmjax.gradients import scaled
@@ -53,7 +53,7 @@ def decay_fit(lags: Any, log_norms: Any) -> DecayFit:
         return _fit(jnp.broadcast_to(lags.astype(y.dtype), y.shape), y)
 
 
-def half_life(rate: Array) -> Array:
+def half_life(rate: Any) -> Array:
     """−ln 2 / rate, the steps in which e^{rate · lag} halves; ∞ where it does not shrink.
 
     >>> print(f"{half_life(jnp.log(0.5)):.3f}, {half_life(0.1):.3f}")
@@ -61,7 +61,7 @@ def half_life(rate: Array) -> Array:
     """
     rate = jnp.asarray(rate)
     shrinks = rate < 0
-    return jnp.where(shrinks, -np.log(2.0).astype(rate.dtype) / jnp.where(shrinks, rate, -1.0), jnp.inf)
+    return jnp.where(shrinks, -math.log(2) / jnp.where(shrinks, rate, -1), jnp.inf)
 
 
 @jax.jit
