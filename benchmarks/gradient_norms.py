@@ -24,6 +24,7 @@ import lstmjax
 from benchmarks.output import dump_json, environment, progress_bar
 from lstmjax.files import replacing
 from lstmjax.gradients import adjoint_norms, decay_fit
+from lstmjax.gradients.decay import half_life
 from lstmjax.gradients.report import format_half_life, power_of_ten
 from lstmjax.plot import Curve, gradient_decay
 from lstmjax.tasks import english_text, one_hot_text, seattle_temperatures
@@ -205,7 +206,7 @@ def make_fits(curves: dict[tuple[str, str], Curve]) -> list[dict[str, Any]]:
                 "cell": cell,
                 "input": input_name,
                 "rate_per_step": number(rate),
-                "half_life": number(-math.log(2) / rate if rate < 0 else math.inf),  # of the rate beside it
+                "half_life": number(half_life(rate)),  # of the rate beside it
                 "r2": number(np.median(fit.r2)),
                 "rate_min": number(np.min(fit.rate)),
                 "rate_max": number(np.max(fit.rate)),
@@ -245,10 +246,10 @@ def format_table(fits: list[dict[str, Any]]) -> str:
     head = f"{'input':<12} {'cell':<18} {'half-life':>10} {'lag 10':>9} {'lag 100':>9} {'lag 1000':>9} {'R²':>6}"
     lines = [head, "-" * len(head)]
     for fit in fits:
-        half_life = format_half_life(math.inf if fit["half_life"] is None else fit["half_life"])
+        steps = format_half_life(math.inf if fit["half_life"] is None else fit["half_life"])
         r2 = "-" if fit["r2"] is None else f"{fit['r2']:.3f}"
         lines.append(
-            f"{fit['input']:<12} {fit['cell']:<18} {half_life:>10} "
+            f"{fit['input']:<12} {fit['cell']:<18} {steps:>10} "
             f"{left(fit, '10'):>9} {left(fit, '100'):>9} {left(fit, '1000'):>9} {r2:>6}"
         )
     return "\n".join(lines)

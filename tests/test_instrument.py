@@ -59,10 +59,10 @@ def test_statistics_count_the_steps_that_were_taken(x64):
     got = gate_statistics(cell, params._replace(w_x=w_x), xs, lengths=jnp.array([4]))
     values = 1 / (1 + np.exp(-np.array([3.0, 3.0, -3.0, 0.0])))
     np.testing.assert_allclose(got["forget"].mean, values.mean())
-    np.testing.assert_array_equal(got["forget"].high, 0.5)
-    np.testing.assert_array_equal(got["forget"].low, 0.25)
-    np.testing.assert_allclose(got["forget"].memory, 1 / (1 - values.mean()))
-    assert got["input"].memory is None
+    np.testing.assert_array_equal(got["forget"].right_saturated, 0.5)
+    np.testing.assert_array_equal(got["forget"].left_saturated, 0.25)
+    np.testing.assert_allclose(got["forget"].timescale, 1 / (1 - values.mean()))
+    assert got["input"].timescale is None
     assert sorted(got) == ["forget", "input", "output"]
     assert sorted(gate_statistics(CELLS["gru"], *problem(CELLS["gru"], (9, 2, 3)))) == ["reset", "update"]
 

@@ -41,7 +41,7 @@ def test_the_numbers_are_those_of_the_curve(report):
         rate = np.polyfit(np.arange(1, 41), curve[1:] * np.log(10), 1)[0]
         np.testing.assert_allclose(r["rate"], rate, rtol=1e-3)
         assert r["half_life"] == pytest.approx(-math.log(2) / r["rate"], rel=1e-4)
-    assert {r["cell"] for r in report.records if r["memory"] is None} == {"RNN"}
+    assert {r["cell"] for r in report.records if r["timescale"] is None} == {"RNN"}
 
 
 def test_training_lowers_the_loss_of_every_cell(report):
@@ -145,6 +145,95 @@ def test_bad_settings(arguments, exception, message, monkeypatch):
 def test_bad_data(xs, targets, exception, message):
     with pytest.raises(exception, match=message):
         gradient_report({"RNN": lstmjax.rnn}, (xs, targets), hidden_size=6, seeds=1)
+
+
+def leaky(hidden_size):
+    """A state that is a bare array, an output that is another, and as many parameters whatever the size."""
+
+    def step(decay, state, x):
+        state = decay * state + x.sum(-1, keepdims=True)
+        return state, jnp.tanh(state) + x[..., :1]
+
+    return lstmjax.Cell(
+        init=lambda key, input_size, dtype=jnp.float32: jnp.full(3, 0.9, dtype),
+        initial_state=lambda batch_shape=(), dtype=jnp.float32: jnp.zeros((*batch_shape, 3), dtype),
+        step=step,
+    )
+
+
+def test_a_cell_without_h_is_read_by_its_output():
+    # ∂L/∂s_t = 0.9^(T−t) tanh'(s_T) W r, with L = ½‖y W − t‖², r the error and s_T known in closed form.
+    xs = 0.1 * XS
+    report = gradient_report({"leaky": leaky}, (xs, XS[-1]), hidden_size=12, seeds=1)
+    key_init, _, _ = jax.random.split(jax.random.key(0), 3)
+    readout = np.asarray(jax.nn.initializers.lecun_normal()(jax.random.split(key_init)[1], (3, 4)), np.float64)
+    read = np.asarray(xs, np.float64)
+    state = sum(0.9 ** (39 - t) * read[t].sum(-1, keepdims=True) for t in range(40)) * np.ones(3)
+    output = np.tanh(state) + read[-1, :, :1]
+    to_output = (output @ readout - np.asarray(XS[-1])) @ readout.T
+    to_state = np.log10(np.linalg.norm(to_output / np.cosh(state) ** 2, axis=-1))
+    want = np.array([np.median(to_state) + lag * np.log10(0.9) for lag in range(41)])
+    want[0] = np.median(np.log10(np.linalg.norm(to_output, axis=-1)))
+    np.testing.assert_allclose(report.curves["initialisation"]["leaky"][0], want, atol=1e-4)
+    (record,) = report.records
+    assert record["rate"] == pytest.approx(math.log(0.9), rel=1e-4)
+    assert record["lyapunov"] == pytest.approx(math.log(0.9), rel=1e-4)
+    assert record["loss"] == pytest.approx(0.5 * ((output @ readout - np.asarray(XS[-1])) ** 2).sum() / 3, rel=1e-4)
+    assert record["timescale"] is None
+
+
+def test_an_output_that_cannot_be_read():
+    def two_outputs(hidden_size):
+        cell = leaky(hidden_size)
+        return cell._replace(step=lambda *args: (cell.step(*args)[0], (cell.step(*args)[1],) * 2))
+
+    with pytest.raises(TypeError, match=r"the cell of cells\['two'\] puts out \(ShapeDtypeStruct.* wanted one array"):
+        gradient_report({"two": two_outputs}, (XS, XS[-1]), seeds=1)
+
+
+def test_parameters_that_do_not_grow_cannot_be_matched():
+    message = r"match is 'parameters', and cells\['leaky'\] has 3 of them at hidden size \d+; wanted .* the 36 of RNN"
+    with pytest.raises(ValueError, match=message):
+        gradient_report({"RNN": lstmjax.rnn, "leaky": leaky}, (XS, XS[-1]), hidden_size=4, match="parameters", seeds=1)
+
+
+def cross_entropy(logits, labels):
+    return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1, mode="fill").sum()
+
+
+class TestLabels:
+    labels = jnp.array([0, 6, 2])
+
+    def test_have_a_readout_of_as_many_outputs_as_there_are_classes(self):
+        report = gradient_report(
+            {"RNN": lstmjax.rnn}, (XS, self.labels), loss_fn=cross_entropy, outputs=7, hidden_size=6, seeds=1
+        )
+        (record,) = report.records
+        assert 0.5 * math.log(7) < record["loss"] < 2 * math.log(7)
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({}, r"targets have shape \(3,\); wanted \[B, O\], here \(3, O\): .* or outputs for labels"),
+            ({"outputs": 6}, "targets hold the label 6; wanted labels below outputs = 6"),
+            ({"outputs": 6.0}, "outputs is 6.0; wanted a whole number of at least 1"),
+        ],
+    )
+    def test_that_do_not_fit_are_refused(self, arguments, message, monkeypatch):
+        monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)
+        data = (XS, self.labels)
+        with pytest.raises(ValueError, match=message):
+            gradient_report({"RNN": lstmjax.rnn}, data, loss_fn=cross_entropy, hidden_size=6, seeds=1, **arguments)
+
+    def test_outputs_that_are_not_those_of_the_targets(self):
+        with pytest.raises(ValueError, match=r"targets have shape \(3, 4\); wanted \[B, O\], here \(3, 5\)$"):
+            gradient_report({"RNN": lstmjax.rnn}, (XS, XS[-1]), outputs=5, hidden_size=6, seeds=1)
+
+
+def test_sizes_may_be_numpys(monkeypatch):
+    monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)
+    report = gradient_report({"RNN": lstmjax.rnn}, (XS, XS[-1]), hidden_size=np.int32(6), seeds=np.int64(1))
+    assert report.records[0]["hidden_size"] == 6
 
 
 def test_a_loss_that_is_not_finite_is_named():

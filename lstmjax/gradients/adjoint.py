@@ -47,16 +47,16 @@ def adjoint_norms(
         params: its parameters.
         xs: ``[T, *B, I]`` inputs.
         loss_fn: ``states -> scalar``, differentiable; ``states`` is the history with the initial state in front, each
-            leaf ``[T + 1, *B, ...]``. ``states.h[-1]`` is every row's last hidden state, whatever its length. Sum
-            over rows: a mean divides every gradient by their number.
+            leaf ``[T + 1, *B, ...]``, float32 at least. ``states.h[-1]`` is every row's last hidden state, whatever
+            its length. Sum over rows: a mean divides every gradient by their number.
         state: the state before the first step; the cell's initial state unless given.
         lengths: as for :func:`~lstmjax.unroll`.
         mask: as for :func:`~lstmjax.unroll`. The gradient passes a skipped step unchanged.
         resets: as for :func:`~lstmjax.unroll`. No gradient passes a reset: −∞ before it.
 
     Returns:
-        Natural logarithms in the form of a state, leaves ``[T + 1, *B]``, float32 (float64 for a float64 state): −∞
-        where a gradient is exactly zero, NaN behind a row's end, where there is no state.
+        Natural logarithms in the form of a state, leaves ``[T + 1, *B]``: −∞ where a gradient is exactly zero, NaN
+        after a row's end, where there is no state. Everything is computed in float32 at least.
 
     Raises:
         ValueError: as :func:`~lstmjax.unroll`.
@@ -72,6 +72,7 @@ def adjoint_norms(
     >>> print(f"{(norms.c[0] - norms.c[999]) / 999:.4f} a step; ln σ(1) = {jnp.log(jax.nn.sigmoid(1.0)):.4f}")
     -0.3133 a step; ln σ(1) = -0.3133
     """
+    params, xs, state = scaled.wide((params, xs, state))
     linear = linearised(cell, params, xs, state, lengths=lengths, mask=mask, resets=resets)
     norms = _norms_backwards(linear, jax.grad(loss_fn)(linear.states))
     return blank_padding(norms, lengths)

@@ -7,10 +7,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
 from lstmjax.cells.base import Cell
+from lstmjax.checks import whole_number
+from lstmjax.gradients import scaled
+from lstmjax.gradients.linear import blanked
 from lstmjax.recurrence.inputs import as_sequence, prepare
 from lstmjax.recurrence.scan import advance, over_time
 from lstmjax.typing import Params, State
@@ -47,8 +49,8 @@ def per_step_param_grads(
         resets: as for :func:`~lstmjax.unroll`.
 
     Returns:
-        The parameters' own structure, each leaf with a leading time axis ``[T, ...]``: T times the memory of the
-        parameters. Sums over time to the BPTT gradient.
+        The parameters' own structure, each leaf with a leading time axis ``[T, ...]`` and float32 at least: T times the
+        memory of the parameters. Sums over time to the BPTT gradient.
 
     Raises:
         ValueError: as :func:`~lstmjax.unroll`.
@@ -63,6 +65,7 @@ def per_step_param_grads(
     >>> grads.w_h.shape, bool(jnp.abs(grads.w_h[19]).sum() > jnp.abs(grads.w_h[1]).sum())
     ((20, 4, 16), True)
     """
+    params, xs, state = scaled.wide((params, xs, state))
     start, fresh, timeline = prepare(cell, params, as_sequence(cell, xs, state, lengths, mask, resets))
     copies = jax.tree.map(lambda p: jnp.broadcast_to(p, (timeline.x.shape[0], *jnp.shape(p))), params)
 
@@ -83,8 +86,8 @@ class TruncationBias(NamedTuple):
 
     Attributes:
         windows: ``[W]`` the window lengths.
-        relative_error: ``[W]`` ‖g_k − g‖ / ‖g‖ over all parameters.
-        cosine: ``[W]`` of the angle between g_k and g.
+        relative_error: ``[W]`` ‖g_k − g‖ / ‖g‖ over all parameters; 0 where both are exactly zero.
+        cosine: ``[W]`` of the angle between g_k and g; NaN where either is exactly zero and there is no angle.
         by_leaf: ‖g_k − g‖ / ‖g‖ leaf by leaf: the parameters' structure, each leaf ``[W]``.
     """
 
@@ -115,7 +118,7 @@ def truncation_bias(
         cell: any cell.
         params: its parameters.
         xs: ``[T, *B, I]`` inputs.
-        loss_fn: ``ys -> scalar`` over the outputs ``[T, *B, ...]``.
+        loss_fn: ``ys -> scalar`` over the outputs ``[T, *B, ...]``, float32 at least.
         windows: the k to compare.
         state: the state before the first step; the cell's initial state unless given.
         lengths: as for :func:`~lstmjax.unroll`.
@@ -123,10 +126,10 @@ def truncation_bias(
         resets: as for :func:`~lstmjax.unroll`.
 
     Returns:
-        A :class:`TruncationBias`.
+        A :class:`TruncationBias`, float32 at least; right wherever the gradients themselves are finite.
 
     Raises:
-        ValueError: a window is no whole number of at least 1; or as :func:`~lstmjax.unroll`.
+        ValueError: there is no window, or one is no whole number of at least 1; or as :func:`~lstmjax.unroll`.
         TypeError: as :func:`~lstmjax.unroll`; or the loss is no scalar.
 
     Source: Williams & Peng (1990); Tallec & Ollivier (2017) on the bias.
@@ -139,8 +142,10 @@ def truncation_bias(
     >>> bool(bias.relative_error[0] > bias.relative_error[1] > 0), float(bias.relative_error[2])
     (True, 0.0)
     """
-    if not windows or any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in windows):
-        raise ValueError(f"windows is {windows!r}; wanted whole numbers of steps, each at least 1")
+    if not len(windows):
+        raise ValueError(f"windows is {windows!r}; wanted at least one whole number of steps")
+    windows = [whole_number(f"windows[{n}]", k) for n, k in enumerate(windows)]
+    params, xs, state = scaled.wide((params, xs, state))
     start, fresh, timeline = prepare(cell, params, as_sequence(cell, xs, state, lengths, mask, resets))
     times = jnp.arange(timeline.x.shape[0])
 
@@ -156,18 +161,29 @@ def truncation_bias(
 
     full = gradient(jnp.zeros_like(times, bool))
     truncated = [gradient((times > 0) & (times % k == 0)) for k in windows]
-    flat = ravel_pytree(full)[0]
-
-    def error(got, want):
-        return jnp.linalg.norm(got - want) / jnp.linalg.norm(want)
-
-    def cosine(got):
-        return got @ flat / (jnp.linalg.norm(got) * jnp.linalg.norm(flat))
-
-    flats = [ravel_pytree(g)[0] for g in truncated]
     return TruncationBias(
         jnp.array(windows),
-        jnp.stack([error(g, flat) for g in flats]),
-        jnp.stack([cosine(g) for g in flats]),
-        jax.tree.map(lambda want, *got: jnp.stack([error(g, want) for g in got]), full, *truncated),
+        jnp.stack([_relative_error(g, full) for g in truncated]),
+        jnp.stack([_cosine(g, full) for g in truncated]),
+        jax.tree.map(lambda want, *got: jnp.stack([_relative_error(g, want) for g in got]), full, *truncated),
     )
+
+
+def _with_exponent(vector: Any) -> tuple[Any, Array]:
+    """As a pair (v, e), so that neither a square nor a difference leaves the range of the format."""
+    return scaled.normalised(vector, jnp.zeros((), jnp.int32))
+
+
+def _relative_error(got: Any, want: Any) -> Array:
+    """‖got − want‖ / ‖want‖; 0 where there is no difference, be there nothing to compare it with."""
+    got, want = _with_exponent(got), _with_exponent(want)
+    error = scaled.log_norm(*scaled.add(got, (jax.tree.map(jnp.negative, want[0]), want[1])))
+    same = jnp.isneginf(error)
+    return jnp.where(same, 0.0, jnp.exp(jnp.where(same, 0.0, error) - scaled.log_norm(*want)))
+
+
+def _cosine(a: Any, b: Any) -> Array:
+    """a · b / (‖a‖ ‖b‖); NaN where either is zero."""
+    a, b = (scaled.flat(_with_exponent(v)[0], 0) for v in (a, b))
+    norms = jnp.linalg.norm(a) * jnp.linalg.norm(b)
+    return blanked(norms > 0, a @ b / jnp.where(norms > 0, norms, 1.0))

@@ -1,10 +1,13 @@
 """How fast a gradient decays with the lag: a straight line through the logarithms."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
+
+from lstmjax.gradients import scaled
 
 
 class DecayFit(NamedTuple):
@@ -29,12 +32,12 @@ def decay_fit(lags: Any, log_norms: Any) -> DecayFit:
     """Fits a rate of decay by least squares to ln ‖g‖ against the lag.
 
     Args:
-        lags: ``[N]`` steps behind the loss.
+        lags: ``[N]`` steps back from the loss.
         log_norms: ``[..., N]`` natural logarithms of gradient norms; entries that are not finite take no part.
 
     Returns:
-        A :class:`DecayFit` with leaves ``[...]``. With fewer than two finite points, or all at one lag, there is no
-        line and every number is NaN; a level line explains all there is to explain, so its r2 is 1.
+        A :class:`DecayFit` with leaves ``[...]``, float32 at least. With fewer than two finite points, or all at one
+        lag, there is no line and every number is NaN; a level line explains all there is to explain, so its r2 is 1.
 
     Raises:
         ValueError: lags are not ``[N]``, or log_norms do not end in N.
@@ -43,10 +46,22 @@ def decay_fit(lags: Any, log_norms: Any) -> DecayFit:
     >>> print(f"{fit.rate:.4f} a step, half-life {fit.half_life:.3f}, r2 {fit.r2:.3f}")
     -0.6931 a step, half-life 1.000, r2 1.000
     """
-    lags, y = jnp.asarray(lags), jnp.asarray(log_norms)
+    lags, y = jnp.asarray(lags), scaled.wide(jnp.asarray(log_norms))
     if lags.ndim != 1 or y.shape[-1:] != lags.shape:
         raise ValueError(f"lags have shape {lags.shape} and log_norms {y.shape}; wanted [N] and [..., N]")
-    return _fit(lags.astype(y.dtype), y)
+    with jax.debug_nans(False):  # NaN where there is no line is what was promised
+        return _fit(jnp.broadcast_to(lags.astype(y.dtype), y.shape), y)
+
+
+def half_life(rate: Any) -> Array:
+    """−ln 2 / rate, the steps in which e^{rate · lag} halves; ∞ where it does not shrink.
+
+    >>> print(f"{half_life(jnp.log(0.5)):.3f}, {half_life(0.1):.3f}")
+    1.000, inf
+    """
+    rate = jnp.asarray(rate)
+    shrinks = rate < 0
+    return jnp.where(shrinks, -math.log(2) / jnp.where(shrinks, rate, -1), jnp.inf)
 
 
 @jax.jit
@@ -63,10 +78,9 @@ def _fit(lags: Array, y: Array) -> DecayFit:
     rate = jnp.where(exists, xy / jnp.where(exists, xx, 1.0), jnp.nan)
     residual = jnp.where(used, (dy - rate[..., None] * dx) ** 2, 0.0).sum(-1)
     r2 = jnp.where(yy > 0, 1.0 - residual / jnp.where(yy > 0, yy, 1.0), 1.0)
-    half_life = jnp.where(rate < 0, -jnp.log(2.0) / jnp.where(rate < 0, rate, -1.0), jnp.inf)
     return DecayFit(
         rate=rate,
-        half_life=jnp.where(exists, half_life, jnp.nan),
+        half_life=jnp.where(exists, half_life(rate), jnp.nan),
         intercept=mean_y - rate * mean_x,
         r2=jnp.where(exists, r2, jnp.nan),
         points=points,

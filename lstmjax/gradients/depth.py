@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lstmjax.checks import whole_number
 from lstmjax.gradients import scaled
 from lstmjax.typing import Initializer, Key, Params
 
@@ -52,7 +53,7 @@ def depth_norms(
         raise ValueError("params has no entry; wanted one for each layer")
     grads = jax.grad(loss_fn)(params)
     once = jnp.zeros((), jnp.int32)
-    gradient, weight = (jnp.stack([scaled.log_norm_of_all(layer, once) for layer in tree]) for tree in (grads, params))
+    gradient, weight = (jnp.stack([scaled.log_norm(layer, once) for layer in tree]) for tree in (grads, params))
     return DepthNorms(gradient, gradient - weight + jnp.log(jnp.asarray(learning_rate, gradient.dtype)))
 
 
@@ -87,14 +88,13 @@ def feed_forward(
         ``init(key, dtype=float32) -> params`` and ``apply(params, x [*B, width]) -> [*B, width]``.
 
     Raises:
-        ValueError: depth or width is below 1.
+        ValueError: depth or width is no whole number of at least 1.
 
     >>> init, apply = feed_forward(depth=3, width=4, activation=jnp.tanh)
     >>> apply(init(jax.random.key(0)), jnp.ones((2, 4))).shape
     (2, 4)
     """
-    if depth < 1 or width < 1:
-        raise ValueError(f"depth is {depth} and width {width}; wanted at least 1 of each")
+    depth, width = whole_number("depth", depth), whole_number("width", width)
 
     def init(key: Key, dtype: Any = jnp.float32) -> tuple[DenseParams, ...]:
         keys = jax.random.split(key, depth)
@@ -102,7 +102,9 @@ def feed_forward(
 
     def apply(params: Sequence[DenseParams], x: Float[Array, "*B W"]) -> Float[Array, "*B W"]:
         for w, b in params:
-            x = activation(x @ w + b)
+            z = x @ w
+            # Added in float32 at least, for the gradient of the bias: a sum over rows.
+            x = activation((scaled.wide(z) + scaled.wide(b).reshape((1,) * (z.ndim - 1) + b.shape)).astype(z.dtype))
         return x
 
     return init, apply

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from lstmjax.cells.base import Cell, Recurrence
+from lstmjax.gradients import scaled
+from lstmjax.gradients.linear import blanked
 from lstmjax.recurrence.inputs import as_sequence, prepare
 from lstmjax.recurrence.scan import over_time, plain_scan, restored, select
 from lstmjax.typing import Params, State
@@ -19,15 +21,15 @@ class GateStatistics(NamedTuple):
 
     Attributes:
         mean: ``[H]`` mean value.
-        low: ``[H]`` share of steps at which it is below 0.1: shut.
-        high: ``[H]`` share of steps at which it is above 0.9: wide open.
-        memory: ``[H]`` 1/(1 − mean), the steps over which a unit remembers; of the gate that keeps the state alone.
+        left_saturated: ``[H]`` share of steps at which it is below 0.1: shut.
+        right_saturated: ``[H]`` share of steps at which it is above 0.9: wide open.
+        timescale: ``[H]`` 1/(1 − mean), the steps over which a unit remembers; of the gate that keeps the state alone.
     """
 
     mean: Array
-    low: Array
-    high: Array
-    memory: Array | None
+    left_saturated: Array
+    right_saturated: Array
+    timescale: Array | None
 
 
 def gate_values(
@@ -65,8 +67,8 @@ def gate_values(
     >>> sorted(gates), gates["forget"].shape, round(float(gates["forget"].mean()), 3)  # σ(2)
     (['candidate', 'forget', 'input', 'output'], (5, 4), 0.881)
     """
-    _check_gated(cell)
-    return _gate_values(cell, params, as_sequence(cell, xs, state, lengths, mask, resets))
+    gates, valid = _gate_values(cell, params, _checked(cell, xs, state, lengths, mask, resets))
+    return gates if valid is None else blanked(valid, gates)
 
 
 def gate_statistics(
@@ -94,46 +96,52 @@ def gate_statistics(
         resets: as for :func:`~lstmjax.unroll`.
 
     Returns:
-        A :class:`GateStatistics` for each gate; the candidate, which is no percentage, has none.
+        A :class:`GateStatistics` for each gate, in float32 at least, NaN where no step was taken; the candidate, which
+        is no percentage, has none.
 
     Raises:
         TypeError: as :func:`gate_values`.
         ValueError: as :func:`gate_values`.
 
-    Source: Karpathy, Johnson & Fei-Fei (2015) for saturation at 0.1 and 0.9; Tallec & Ollivier (2018) for 1/(1 − f).
+    Source: Karpathy, Johnson & Fei-Fei (2015) for left and right saturation, at 0.1 and 0.9; Tallec & Ollivier (2018)
+    for the time scale 1/(1 − f).
 
     >>> import lstmjax
     >>> cell = lstmjax.lstm(hidden_size=4, forget_bias=5.0, w_h_init=jax.nn.initializers.zeros)
     >>> forget = gate_statistics(cell, cell.init(jax.random.key(0), 3), jnp.zeros((50, 3)))["forget"]
-    >>> round(float(forget.memory[0])), float(forget.high[0])
+    >>> round(float(forget.timescale[0])), float(forget.right_saturated[0])
     (149, 1.0)
     """
-    gates = gate_values(cell, params, xs, state, lengths=lengths, mask=mask, resets=resets)
-    return {name: _statistics(g, name == cell.step.keeps) for name, g in gates.items() if name != "candidate"}
+    params, xs, state = scaled.wide((params, xs, state))
+    gates, taken = _gate_values(cell, params, _checked(cell, xs, state, lengths, mask, resets))
+    keeps = cell.step.keeps  # pyright: ignore[reportFunctionMemberAccess]
+    with jax.debug_nans(False):  # NaN where no step was taken is what was promised
+        return {name: _statistics(g, taken, name == keeps) for name, g in gates.items() if name != "candidate"}
 
 
-def _statistics(gate: Array, keeps: bool) -> GateStatistics:
-    over = tuple(range(gate.ndim - 1))
-    taken = ~jnp.isnan(gate)
+@partial(jax.jit, static_argnums=2)
+def _statistics(gate: Array, taken: Array | None, keeps: bool) -> GateStatistics:
+    taken = jnp.ones(gate.shape[:-1], bool) if taken is None else taken
+    over, count = tuple(range(taken.ndim)), taken.sum().astype(gate.dtype)
 
-    def share(flags):
-        return (flags & taken).sum(over).astype(gate.dtype) / taken.sum(over).astype(gate.dtype)
+    def mean(values):
+        return select(taken, values.astype(gate.dtype), jnp.zeros_like(gate)).sum(over) / count
 
     # 1 − mean as the mean of 1 − f, which keeps its digits where f is close to 1.
-    lost = jnp.nanmean(1 - gate, axis=over)
-    return GateStatistics(
-        jnp.nanmean(gate, axis=over), share(gate < 0.1), share(gate > 0.9), 1 / lost if keeps else None
-    )
+    timescale = 1 / mean(1 - gate) if keeps else None
+    return GateStatistics(mean(gate), mean(gate < 0.1), mean(gate > 0.9), timescale)
 
 
-def _check_gated(cell: Cell) -> None:
+def _checked(cell: Cell, *given: Any) -> Any:
     step = cell.step
     if not isinstance(step, Recurrence) or step.gates is None:
         raise TypeError("the cell's step names no gates; wanted a Recurrence with gates, as an LSTM or a GRU has")
+    return as_sequence(cell, *given)
 
 
 @partial(jax.jit, static_argnums=0)
-def _gate_values(cell: Cell, params: Params, sequence: Any) -> dict[str, Array]:
+def _gate_values(cell: Cell, params: Params, sequence: Any) -> tuple[dict[str, Array], Array | None]:
+    """Every gate at every step, and which steps were taken."""
     step: Any = cell.step
     start, fresh, timeline = prepare(cell, params, sequence)
     _, after = plain_scan(step, record_state, False, None, params, start, fresh, timeline)
@@ -141,7 +149,5 @@ def _gate_values(cell: Cell, params: Params, sequence: Any) -> dict[str, Array]:
     if fresh is not None:
         fresh = jax.tree.map(lambda f, b: jnp.broadcast_to(f[None], b.shape), fresh, before)
     before = restored(fresh, before, timeline)
-    gates = step.gates(step.split(step.z(step.pack(params), timeline.x, before.h), before), step.working(before))
-    if timeline.valid is None:
-        return gates
-    return {name: select(timeline.valid, g, jnp.full_like(g, jnp.nan)) for name, g in gates.items()}
+    gates = step.split(step.z(step.pack(params), timeline.x, before.h), before)
+    return step.gates(gates, step.working(before)), timeline.valid

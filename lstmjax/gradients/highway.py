@@ -18,7 +18,7 @@ class CellHighway(NamedTuple):
     """Natural logarithms for every t from 0 to T; the norms are Frobenius norms of ``[H, H]`` Jacobians.
 
     Attributes:
-        log_forget: ``[T + 1, *B, H]`` Σ ln f_k over k = t+1 … T, unit by unit: the highway itself, ∏ f.
+        log_forget: ``[T + 1, *B, H]`` Σ ln |f_k| over k = t+1 … T, unit by unit: the highway itself, ∏ f.
         highway: ``[T + 1, *B]`` ln ‖diag ∏ f‖, which is ∂c_T/∂c_t with the gradient stopped at h.
         gates: ``[T + 1, *B]`` ln ‖∂c_T/∂c_t − diag ∏ f‖: every way that leaves c for h at least once.
         full: ``[T + 1, *B]`` ln ‖∂c_T/∂c_t‖.
@@ -62,7 +62,7 @@ def cell_highway(
         resets: as for :func:`~lstmjax.unroll`.
 
     Returns:
-        A :class:`CellHighway`; −∞ for what is exactly zero, NaN behind a row's end.
+        A :class:`CellHighway`, float32 at least; −∞ for what is exactly zero, NaN after a row's end.
 
     Raises:
         ValueError: the state has no fields c and h; or as :func:`~lstmjax.unroll`.
@@ -81,6 +81,7 @@ def cell_highway(
     lag 10: ln ‖∏ f‖ = -2.1, gates 89%
     lag 100: ln ‖∏ f‖ = -30.3, gates 100%
     """
+    params, xs, state = scaled.wide((params, xs, state))
     linear = linearised(cell, params, xs, state, lengths=lengths, mask=mask, resets=resets)
     if set(part_names(linear.states)) != {"c", "h"}:
         raise ValueError(f"the cell's state has parts {part_names(linear.states)}; wanted c and h, as an LSTM has")
@@ -118,9 +119,12 @@ def _cell_highway(linear: Linearised) -> CellHighway:
     start = (jnp.ones_like(one.c), nothing), (jax.tree.map(jnp.zeros_like, units), nothing)
     _, before = lax.scan(backward, start, (linear.steps, forget), reverse=True)
     highway, gates, full = jax.tree.map(lambda n, end: jnp.concatenate([n, end[None]]), before, measure(*start))
-    log_forget = jnp.concatenate([lax.cumsum(jnp.log(forget), reverse=True), jnp.zeros_like(one.c)[None]])
-    # Where both are exactly zero, behind a reset, nothing is left to share.
-    share = jnp.where(jnp.isneginf(gates), 0.0, jax.nn.sigmoid(gates - highway))
+    shut = forget == 0
+    logs = jnp.where(shut, -jnp.inf, jnp.log(jnp.abs(jnp.where(shut, 1.0, forget))))
+    log_forget = jnp.concatenate([lax.cumsum(logs, reverse=True), jnp.zeros_like(one.c)[None]])
+    # Where both are exactly zero, before a reset, nothing is left to share.
+    none = jnp.isneginf(gates)
+    share = jnp.where(none, 0.0, jax.nn.sigmoid(jnp.where(none, 0.0, gates) - jnp.where(none, 0.0, highway)))
     return CellHighway(log_forget, highway, gates, full, share)
 
 

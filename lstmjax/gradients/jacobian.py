@@ -15,6 +15,7 @@ from jax import lax
 from jaxtyping import Array
 
 from lstmjax.cells.base import Cell
+from lstmjax.checks import whole_number
 from lstmjax.gradients import scaled
 from lstmjax.gradients.linear import Linearised, blank_padding, linearised
 from lstmjax.typing import Params, State
@@ -75,10 +76,10 @@ def jacobian_norms(
         resets: as for :func:`~lstmjax.unroll`.
 
     Returns:
-        Natural logarithms, −∞ where a Jacobian is exactly zero, NaN behind a row's end.
+        Natural logarithms, float32 at least, −∞ where a Jacobian is exactly zero, NaN after a row's end.
 
     Raises:
-        ValueError: a time is outside 0 … T, or as :func:`~lstmjax.unroll`.
+        ValueError: a time is no whole number from 0 to T, or as :func:`~lstmjax.unroll`.
         TypeError: as :func:`~lstmjax.unroll`.
         FloatingPointError: parameters, inputs or states are not finite.
 
@@ -92,10 +93,11 @@ def jacobian_norms(
     >>> [round(float(n) / lag, 4) for n, lag in zip(norms.operator["cc"], (100, 50))]  # ln σ(1) a step
     [-0.3133, -0.3133]
     """
+    params, xs, state = scaled.wide((params, xs, state))
     linear = linearised(cell, params, xs, state, lengths=lengths, mask=mask, resets=resets)
     steps = jnp.shape(xs)[0]
-    chosen = tuple(range(steps + 1)) if times is None else tuple(int(t) for t in times)
-    if any(not 0 <= t <= steps for t in chosen):
+    chosen = tuple(range(steps + 1) if times is None else (whole_number("times", t, 0) for t in times))
+    if any(t > steps for t in chosen):
         raise ValueError(f"times run from {min(chosen)} to {max(chosen)}; wanted 0 to T = {steps}")
     if method not in (None, "exact", "matrix-free"):
         raise ValueError(f"method is {method!r}; wanted None, 'exact' or 'matrix-free'")
@@ -117,7 +119,7 @@ def identity_rows(linear: Linearised, parts: Sequence[int] | None = None) -> Sta
         tree,
         [
             jnp.broadcast_to(
-                jnp.asarray(eye[:, ends[p] : ends[p + 1]], leaf.dtype).reshape(-1, *shapes[p]),
+                jnp.asarray(eye[:, ends[p] : ends[p + 1]], leaf.dtype).reshape(len(chosen), *shapes[p]),
                 (*linear.batch, len(chosen), *shapes[p]),
             )
             for p, leaf in enumerate(leaves)
@@ -145,9 +147,7 @@ def _exact(linear: Linearised, times: tuple[int, ...]) -> JacobianNorms:
     ends = np.cumsum([0, *linear.sizes])
 
     def norms(rows, exponent):
-        matrix = jnp.concatenate(
-            [leaf.reshape(*leaf.shape[: exponent.ndim + 1], -1) for leaf in jax.tree.leaves(rows)], -1
-        )
+        matrix = scaled.flat(rows, exponent.ndim + 1)
         blocks = {"full": matrix}
         for a, name_a in enumerate(names):
             for b, name_b in enumerate(names):
@@ -173,12 +173,12 @@ def _exact(linear: Linearised, times: tuple[int, ...]) -> JacobianNorms:
 
 
 def _log_largest_singular_value(block: Array, exponent: Array) -> Array:
-    block = block.astype(np.promote_types(block.dtype, jnp.float32))
-    top = jnp.abs(block).max((-2, -1), initial=0.0)
-    unit = block / jnp.where(top == 0, 1.0, top)[..., None, None]
-    sigma = jnp.linalg.norm(unit, ord=2, axis=(-2, -1))
-    log = jnp.log(sigma) + jnp.log(top) + scaled.log_of_power(exponent, top.dtype)
-    return jnp.where(top == 0, -jnp.inf, log)
+    top = lax.stop_gradient(jnp.abs(block).max((-2, -1), initial=0.0))
+    nothing = top == 0
+    top = jnp.where(nothing, 1.0, top)
+    sigma = jnp.linalg.norm(block / top[..., None, None], ord=2, axis=(-2, -1))
+    log = jnp.log(jnp.where(nothing, 1.0, sigma)) + jnp.log(top) + scaled.log_of_power(exponent, top.dtype)
+    return jnp.where(nothing, -jnp.inf, log)
 
 
 @partial(jax.jit, static_argnums=1)
@@ -242,7 +242,7 @@ def _power_iteration(linear, start, onto, out_of, key, iterations):
     def iterate(vector, _):
         ahead, exponent = through(linear.push, vector, False)
         ahead = masked(ahead, onto)
-        size = scaled.log_norm_of_all(ahead, exponent)
+        size = scaled.log_norm(ahead, exponent)
         back, _ = through(linear.pull, scaled.normalised(ahead, jnp.zeros_like(exponent))[0], True)
         return _unit(masked(back, out_of), linear.batch), size
 
@@ -253,8 +253,8 @@ def _power_iteration(linear, start, onto, out_of, key, iterations):
 
 def _unit(vector: State, batch: tuple) -> State:
     vector, _ = scaled.normalised(vector, jnp.zeros(batch, jnp.int32))
-    norm = jnp.sqrt(sum((leaf.reshape(*batch, -1) ** 2).sum(-1) for leaf in jax.tree.leaves(vector)))
-    norm = jnp.where(norm == 0, 1.0, norm)
+    squares = (scaled.flat(vector, len(batch)) ** 2).sum(-1)
+    norm = jnp.sqrt(jnp.where(squares == 0, 1.0, squares))
     return jax.tree.map(lambda leaf: leaf / norm.reshape(norm.shape + (1,) * (leaf.ndim - norm.ndim)), vector)
 
 

@@ -127,16 +127,26 @@ def linearised(
 
 
 def blank_padding(values: Any, lengths: Any, times: Sequence[int] | None = None) -> Any:
-    """Puts NaN behind each row's end, in leaves ``[T + 1, *B, ...]``, or ``[times, *B, ...]`` for some times alone."""
+    """Puts NaN after each row's end, in leaves ``[T + 1, *B, ...]``, or ``[times, *B, ...]`` for some times alone."""
     if lengths is None:
         return values
     lengths = jnp.asarray(lengths)
+    times = range(jax.tree.leaves(values)[0].shape[0]) if times is None else times
+    # Lengths may be of a type that ends before T, and one compared with it wraps: no length is beyond the last time.
+    last = min(max(times, default=0), np.iinfo(lengths.dtype).max)
+    ends = jnp.minimum(lengths, np.asarray(last, lengths.dtype)).astype(jnp.int32)
+    at = np.array(times, np.int32)
+    return blanked(at.reshape(at.shape + (1,) * ends.ndim) <= ends[None], values)
 
-    def blank(leaf):
-        at = jnp.array(range(leaf.shape[0]) if times is None else times, lengths.dtype)
-        return select(at.reshape((-1,) + (1,) * lengths.ndim) <= lengths, leaf, jnp.full_like(leaf, jnp.nan))
 
-    return jax.tree.map(blank, values)
+def blanked(there: Array, values: Any) -> Any:
+    """NaN where there is nothing to tell; ``there`` is spread over each leaf's trailing axes.
+
+    These NaNs are meant, so ``jax_debug_nans`` does not look at them. Under a ``jit`` of the caller's it looks at what
+    the whole program returns, and finds them.
+    """
+    with jax.debug_nans(False):
+        return jax.tree.map(lambda leaf: select(there, leaf, jnp.full_like(leaf, jnp.nan)), values)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -8,10 +8,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array
 
 from lstmjax.cells.base import Cell
+from lstmjax.checks import whole_number
+from lstmjax.gradients import scaled
 from lstmjax.gradients.linear import Linearised, linearised
 from lstmjax.typing import Params, State
 
@@ -46,10 +49,11 @@ def lyapunov_spectrum(
         burn_in: steps at the start that only turn Q towards the leading directions and are not counted.
 
     Returns:
-        ``[leading, *B]``, −∞ for directions that a step maps to exactly zero.
+        ``[leading, *B]``, float32 at least, −∞ for directions that a step maps to exactly zero.
 
     Raises:
-        ValueError: leading is not from 1 to n, burn_in not from 0 to T − 1; or as :func:`~lstmjax.unroll`.
+        ValueError: leading is no whole number from 1 to n, burn_in none from 0 to T − 1, or T is 0; or as
+            :func:`~lstmjax.unroll`.
         TypeError: as :func:`~lstmjax.unroll`.
         FloatingPointError: parameters, inputs or states are not finite.
 
@@ -63,12 +67,16 @@ def lyapunov_spectrum(
     >>> print(f"{exponents[0]:.2f}, {exponents.sum():.3f} = ln 0.3")  # published: 0.419; they sum to ln b
     0.42, -1.204 = ln 0.3
     """
+    params, xs, state = scaled.wide((params, xs, state))
     linear = linearised(cell, params, xs, state)
     steps, size = jnp.shape(xs)[0], sum(linear.sizes)
-    leading = size if leading is None else leading
-    if not 1 <= leading <= size:
+    leading = size if leading is None else whole_number("leading", leading)
+    if leading > size:
         raise ValueError(f"leading is {leading}; wanted 1 to {size}, the numbers in the state")
-    if not 0 <= burn_in < steps:
+    if steps == 0:
+        raise ValueError("xs holds no step; wanted at least one: an exponent is an average over them")
+    burn_in = whole_number("burn_in", burn_in, 0)
+    if burn_in >= steps:
         raise ValueError(f"burn_in is {burn_in}; wanted 0 to T − 1 = {steps - 1}")
     return _spectrum(linear, leading, burn_in)
 
@@ -117,16 +125,16 @@ def flossing_penalty(
 def _spectrum(linear: Linearised, leading: int, burn_in: int) -> Array:
     here = jax.tree.map(lambda leaf: leaf[0], linear.states)
     axes = linear.batch_axes
-    flat = partial(_flat, axes=axes)
 
     def body(q, at):
         columns = _unflat(q, here, axes)
         moved = jax.vmap(partial(linear.push, at), in_axes=axes, out_axes=axes)(columns)
-        q, r = jnp.linalg.qr(flat(moved).swapaxes(-1, -2))
+        # No LAPACK takes the narrow floats that a state of the cell's own making may hold.
+        q, r = jnp.linalg.qr(scaled.flat(scaled.wide(moved), axes + 1).swapaxes(-1, -2))
         return q.swapaxes(-1, -2), jnp.log(jnp.abs(jnp.diagonal(r, axis1=-2, axis2=-1)))
 
     size = sum(linear.sizes)
-    dtype = jnp.result_type(*(leaf.dtype for leaf in jax.tree.leaves(here)))
+    dtype = np.result_type(jnp.float32, *(leaf.dtype for leaf in jax.tree.leaves(here)))
     # Columns at random, so that none starts orthogonal to a direction it should find; the same for every row and call.
     q, _ = jnp.linalg.qr(jax.random.normal(jax.random.key(0), (size, leading), dtype))
     start = jnp.broadcast_to(q.T, (*linear.batch, leading, size))
@@ -134,14 +142,12 @@ def _spectrum(linear: Linearised, leading: int, burn_in: int) -> Array:
     return jnp.moveaxis(logs[burn_in:].mean(0), -1, 0)
 
 
-def _flat(columns: State, axes: int) -> Array:
-    """Leaves ``[*B, k, ...]`` as one array ``[*B, k, n]``."""
-    return jnp.concatenate([leaf.reshape(*leaf.shape[: axes + 1], -1) for leaf in jax.tree.leaves(columns)], axis=-1)
-
-
 def _unflat(array: Array, like: State, axes: int) -> State:
     leaves, tree = jax.tree.flatten(like)
     ends = list(itertools.accumulate(math.prod(leaf.shape[axes:]) for leaf in leaves))
     parts = jnp.split(array, ends[:-1], axis=-1)
-    shaped = [p.reshape(*array.shape[:-1], *leaf.shape[axes:]) for p, leaf in zip(parts, leaves, strict=True)]
+    shaped = [
+        p.reshape(*array.shape[:-1], *leaf.shape[axes:]).astype(leaf.dtype)
+        for p, leaf in zip(parts, leaves, strict=True)
+    ]
     return jax.tree.unflatten(tree, shaped)

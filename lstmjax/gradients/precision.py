@@ -60,7 +60,7 @@ def precision_audit(
         A :class:`PrecisionAudit` for each dtype, by name.
 
     Raises:
-        ValueError: a dtype is float64 and x64 is off; or as :func:`~lstmjax.unroll`.
+        ValueError: a dtype is float64 and x64 is off, or there is no row; or as :func:`~lstmjax.unroll`.
         TypeError: a dtype is not floating; or as :func:`~lstmjax.unroll`.
         FloatingPointError: parameters, inputs or states are not finite in a dtype.
 
@@ -72,6 +72,8 @@ def precision_audit(
     >>> audit["float16"].wrong_from < audit["float32"].wrong_from
     True
     """
+    if 0 in jnp.shape(xs)[1:-1]:
+        raise ValueError(f"xs has shape {jnp.shape(xs)}; wanted at least one row: the norms are medians over rows")
     audits = {}
     for dtype in map(jnp.dtype, dtypes):
         if not jnp.issubdtype(dtype, jnp.floating):
@@ -101,13 +103,13 @@ def _both_ways(linear: Linearised, direct: State) -> tuple[Array, Array]:
         adjoint, (vector, exponent) = carry
         adjoint = jax.tree.map(jnp.add, linear.pull(step, adjoint), direct)
         pair = scaled.add((linear.pull(step, vector), exponent), (direct, plain))
-        return (adjoint, pair), (scaled.log_norm_of_all(adjoint, plain), scaled.log_norm_of_all(*pair))
+        return (adjoint, pair), (scaled.log_norm(adjoint, plain), scaled.log_norm(*pair))
 
     last = jax.tree.map(lambda d: d[-1], direct)
     start = last, scaled.normalised(last, plain)
     before = jax.tree.map(lambda d: d[:-1], direct)
     _, sizes = lax.scan(backward, start, (linear.steps, before), reverse=True, unroll=linear.unroll)
-    at_end = scaled.log_norm_of_all(last, plain), scaled.log_norm_of_all(*start[1])
+    at_end = scaled.log_norm(last, plain), scaled.log_norm(*start[1])
     return jax.tree.map(lambda s, end: jnp.concatenate([s, end[None]]), sizes, at_end)
 
 

@@ -12,6 +12,8 @@ from jaxtyping import Array
 from numpy.typing import NDArray
 
 from lstmjax.cells.base import Cell
+from lstmjax.checks import whole_number
+from lstmjax.gradients import scaled
 from lstmjax.gradients.adjoint import adjoint_norms
 from lstmjax.gradients.decay import decay_fit
 from lstmjax.gradients.gates import gate_statistics
@@ -27,7 +29,8 @@ class Data(NamedTuple):
 
     Attributes:
         xs: ``[T, B, I]`` inputs.
-        targets: ``[B, O]`` what a linear readout of the last hidden state is held against.
+        targets: ``[B, O]`` what a linear readout of the last output is held against; with ``outputs`` given, whatever
+            the loss takes, such as class labels ``[B]``.
     """
 
     xs: Any
@@ -47,8 +50,9 @@ class GradientReport:
         matched: what the cells have in common, in words.
         records: a dict for each cell, seed and phase: ``cell``, ``phase``, ``seed``, ``hidden_size``, ``parameters``,
             ``loss``, ``rate`` (of ln ‖∂L/∂h‖ a step), ``half_life`` (steps), ``r2``, ``lyapunov`` (the leading
-            exponent), ``memory`` (the median unit's 1/(1 − f), in steps; None without a gate that keeps).
-        curves: ``[seeds, T + 1]`` base-10 logarithms of ‖∂L/∂h‖ by lag, a median over rows, by phase and cell.
+            exponent), ``timescale`` (the median unit's 1/(1 − f), in steps; None without a gate that keeps).
+        curves: ``[seeds, T + 1]`` base-10 logarithms of ‖∂L/∂h‖ by lag, a median over rows, by phase and cell. For a
+            cell whose state has no field ``h``, of ‖∂L/∂s‖ over its whole state, and of ‖∂L/∂y‖ at lag 0.
     """
 
     matched: str
@@ -65,7 +69,7 @@ class GradientReport:
         head = (
             f"{'phase':<15} {'cell':<20} {'H':>5} {'loss':>9} {'half-life':>10} {'R²':>6} "
             + "".join(f"{f'lag {lag}':>9} " for lag in lags)
-            + f"{'λ₁':>8} {'memory':>8}"
+            + f"{'λ₁':>8} {'timescale':>9}"
         )
         seeds = len({r["seed"] for r in self.records})
         over = f"medians over {seeds} seed{'s' if seeds > 1 else ''}"
@@ -78,11 +82,11 @@ class GradientReport:
                     f"{format_half_life(_median(rows, 'half_life')):>10} {_median(rows, 'r2'):>6.3f} "
                     + "".join(f"{_left(curve, lag):>9} " for lag in lags)
                     + f"{_median(rows, 'lyapunov'):>8.4f} "
-                    + (f"{_median(rows, 'memory'):>8.3g}" if rows[0]["memory"] is not None else f"{'-':>8}")
+                    + (f"{_median(rows, 'timescale'):>9.3g}" if rows[0]["timescale"] is not None else f"{'-':>9}")
                 )
         meanings = (
-            "half-life and memory in steps; lag: ‖∂L/∂h‖ there over that at lag 0;",
-            "λ₁: leading Lyapunov exponent a step; memory: the median unit's 1/(1 − f)",
+            "half-life and timescale in steps; lag: ‖∂L/∂h‖ there over that at lag 0;",
+            "λ₁: leading Lyapunov exponent a step; timescale: the median unit's 1/(1 − f)",
         )
         return "\n".join([*lines, "", *meanings])
 
@@ -102,6 +106,7 @@ def gradient_report(
     data: Data | tuple[Any, Any] | Callable[[Key], Any],
     *,
     loss_fn: Callable[[Array, Array], Array] = squared_error,
+    outputs: int | None = None,
     hidden_size: int = 128,
     match: Match = "hidden size",
     seeds: int = 5,
@@ -110,15 +115,17 @@ def gradient_report(
 ) -> GradientReport:
     """Compares how gradients of several cells survive the lag, at initialisation and, on request, after training.
 
-    Everything but the cell is the same: inputs, targets, loss, a linear readout of the last hidden state, and the keys
-    that weights are drawn with. For every cell, seed and phase it takes ‖∂L/∂h_t‖ at every lag and a line through its
-    logarithm, the leading Lyapunov exponent, and the memory of the gate that keeps the state.
+    Everything but the cell is the same: inputs, targets, loss, a linear readout of the last hidden state (of a cell
+    whose state has no field ``h``: of its last output), and the keys that weights are drawn with. For every cell, seed
+    and phase it takes ‖∂L/∂h_t‖ at every lag and a line through its logarithm, the leading Lyapunov exponent, and the
+    time scale of the gate that keeps the state.
 
     Args:
         cells: for each name a function from a hidden size to a cell, such as ``lstmjax.lstm``.
-        data: inputs ``[T, B, I]`` and targets ``[B, O]``; or a function that draws such a pair from a key, one for each
-            seed and, in training, for each step.
+        data: inputs ``[T, B, I]``, T and B at least 1, and targets ``[B, O]``; or a function that draws such a pair
+            from a key, one for each seed and, in training, for each step.
         loss_fn: ``(predictions [B, O], targets) -> scalar``, summed over rows.
+        outputs: O, for a loss whose targets are no ``[B, O]``: the number of classes, where they are labels ``[B]``.
         hidden_size: of every cell; or, matched by parameters, of the first cell.
         match: ``"parameters"`` gives every other cell the hidden size that comes nearest to the first one's number of
             parameters.
@@ -130,9 +137,10 @@ def gradient_report(
         A :class:`GradientReport`.
 
     Raises:
-        ValueError: there is no cell, a setting is out of range, or inputs or targets have the wrong shape: that of
-            targets is left to a loss of your own.
-        TypeError: cells is no dict, or holds something that is no function.
+        ValueError: there is no cell, a setting is out of range, or inputs or targets have the wrong shape: with
+            ``outputs`` given, that of targets is left to a loss of your own. A label is not below ``outputs``. By
+            parameters, no size gives a cell as many as the first one has.
+        TypeError: cells is no dict, or holds something that is no function; a cell puts out no ``[*B, features]``.
         FloatingPointError: inputs, targets, weights, states or a loss are not finite; says where.
 
     >>> import lstmjax
@@ -141,11 +149,14 @@ def gradient_report(
     >>> print(report.table().splitlines()[0])
     matched by hidden size, 16; medians over 2 seeds
     """
-    _check_settings(cells, hidden_size=hidden_size, seeds=seeds, train_steps=train_steps)
+    _check_cells(cells)
+    hidden_size, seeds = whole_number("hidden_size", hidden_size), whole_number("seeds", seeds)
+    train_steps = whole_number("train_steps", train_steps, 0)
+    outputs = None if outputs is None else whole_number("outputs", outputs)
     if match not in ("hidden size", "parameters"):
         raise ValueError(f"match is {match!r}; wanted 'hidden size' or 'parameters'")
     draw = data if callable(data) else lambda key: data
-    inputs = _check_shapes(Data(*draw(jax.random.key(0))), loss_fn)
+    inputs, outputs = _check_shapes(Data(*draw(jax.random.key(0))), loss_fn, outputs)
     built = _matched(cells, inputs, hidden_size, match)
     first = next(iter(built))
     matched = f"hidden size, {hidden_size}"
@@ -155,19 +166,19 @@ def gradient_report(
     records: list[dict[str, Any]] = []
     curves: dict[str, dict[str, list[NDArray]]] = {}
     for name, sized in built.items():
-        train = _make_training(sized.cell, loss_fn, draw, train_steps, learning_rate) if train_steps else None
+        train = _make_training(sized, loss_fn, draw, train_steps, learning_rate) if train_steps else None
         for seed in range(seeds):
             key_init, key_data, key_train = jax.random.split(jax.random.key(seed), 3)
             batch = Data(*draw(key_data))
-            _check_targets(batch.targets)
-            params = _init(sized, key_init, inputs, jnp.shape(batch.targets)[-1])
+            _check_targets(batch.targets, outputs)
+            params = _init(sized, key_init, inputs, outputs)
             phases = {"initialisation": params}
             if train is not None:
                 params, losses = train(params, key_train)
                 _check_losses(losses, name, seed)
                 phases[f"{train_steps} steps"] = params
             for phase, params in phases.items():
-                curve, numbers = _measure(sized.cell, loss_fn, params, batch)
+                curve, numbers = _measure(sized, loss_fn, params, batch)
                 if not math.isfinite(numbers["loss"]):
                     raise FloatingPointError(f"{name}, seed {seed}, {phase}: the loss is {numbers['loss']}")
                 curves.setdefault(phase, {}).setdefault(name, []).append(curve)
@@ -191,49 +202,93 @@ def power_of_ten(exponent: float) -> str:
 
 
 class _Sized(NamedTuple):
-    """A cell, its hidden size and how many parameters it has."""
+    """A cell, the same with its output in its state as ``h``, its hidden size and how many parameters it has."""
 
     cell: Cell
+    with_h: Cell
     hidden_size: int
     parameters: int
 
 
+class _WithOutput(NamedTuple):
+    """The state of a cell that has no ``h``, and its last output, which nothing but the loss reads."""
+
+    own: Any
+    h: Array
+
+
+def _with_h(cell: Cell, name: str, inputs: int) -> Cell:
+    """The cell itself where its state has a field ``h``; else one that keeps its last output under that name."""
+
+    def output(batch_shape, dtype):
+        def step():
+            x = jnp.zeros((*batch_shape, inputs), dtype)
+            return cell.step(cell.init(jax.random.key(0), inputs, dtype), cell.initial_state(batch_shape, dtype), x)[1]
+
+        return jax.eval_shape(step)
+
+    def initial_state(batch_shape=(), dtype=jnp.float32):
+        y = output(batch_shape, dtype)
+        return _WithOutput(cell.initial_state(batch_shape, dtype), jnp.zeros(y.shape, y.dtype))
+
+    def step(params, state, x):
+        own, y = cell.step(params, state.own, x)
+        return _WithOutput(own, y), y
+
+    if hasattr(jax.eval_shape(cell.initial_state), "h"):
+        return cell
+    if getattr(y := output((2,), jnp.float32), "shape", ())[:-1] != (2,):
+        raise TypeError(f"the cell of cells[{name!r}] puts out {y} for 2 rows; wanted one array [*B, features]")
+    return Cell(cell.init, initial_state, step)
+
+
 def _matched(cells: Mapping[str, Callable], inputs: int, hidden_size: int, match: Match) -> dict[str, _Sized]:
-    def sized(make, size):
-        cell = make(size)
+    def sized(name, size):
+        cell = cells[name](size)
         shapes = jax.eval_shape(lambda key: cell.init(key, inputs), jax.random.key(0))
-        return _Sized(cell, size, sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)))
+        parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+        return _Sized(cell, _with_h(cell, name, inputs), size, parameters)
 
     names = list(cells)
-    built = {name: sized(cells[name], hidden_size) for name in names}
+    built = {name: sized(name, hidden_size) for name in names}
     if match == "hidden size":
         return built
     wanted = built[names[0]].parameters
     for name in names[1:]:
         low, high = 1, 2
-        while sized(cells[name], high).parameters < wanted:
+        while (there := sized(name, high)).parameters < wanted:
+            if high > wanted:  # a unit has a parameter of its own at least, where they grow with the size at all
+                raise ValueError(
+                    f"match is 'parameters', and cells[{name!r}] has {there.parameters} of them at hidden size {high}; "
+                    f"wanted one whose parameters grow with its size to the {wanted} of {names[0]}"
+                )
             low, high = high, 2 * high
         while high - low > 1:  # the parameters of a cell grow with its size
             middle = (low + high) // 2
-            low, high = (middle, high) if sized(cells[name], middle).parameters < wanted else (low, middle)
-        built[name] = min((sized(cells[name], n) for n in (low, high)), key=lambda s: abs(s.parameters - wanted))
+            low, high = (middle, high) if sized(name, middle).parameters < wanted else (low, middle)
+        built[name] = min((sized(name, n) for n in (low, high)), key=lambda s: abs(s.parameters - wanted))
     return built
 
 
 def _init(sized: _Sized, key: Key, inputs: int, outputs: int) -> dict[str, Params]:
     key_cell, key_readout = jax.random.split(key)
-    features = jax.eval_shape(lambda: sized.cell.initial_state()).h.shape[-1]
+    features = jax.eval_shape(sized.with_h.initial_state).h.shape[-1]
     readout = jax.nn.initializers.lecun_normal()(key_readout, (features, outputs))
     return {"cell": sized.cell.init(key_cell, inputs), "readout": readout}
 
 
-def _make_training(cell: Cell, loss_fn: Callable, draw: Callable, steps: int, learning_rate: float) -> Callable:
+def _make_training(sized: _Sized, loss_fn: Callable, draw: Callable, steps: int, learning_rate: float) -> Callable:
     import optax
 
-    optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(learning_rate))
+    optimiser = optax.adam(learning_rate)
+
+    def clipped(grads):
+        # Optax's clipping squares: of a gradient above 1e19, an exploding one, it would leave exactly nothing.
+        norm = jnp.exp(scaled.log_norm(grads, jnp.zeros((), jnp.int32)))
+        return jax.tree.map(lambda g: (g / jnp.maximum(norm, 1.0)).astype(g.dtype), grads)
 
     def loss(params, batch):
-        final, _ = unroll(cell, params["cell"], batch.xs)
+        final, _ = unroll(sized.with_h, params["cell"], batch.xs)
         return loss_fn(final.h @ params["readout"], batch.targets) / batch.xs.shape[1]
 
     @jax.jit
@@ -241,7 +296,7 @@ def _make_training(cell: Cell, loss_fn: Callable, draw: Callable, steps: int, le
         def body(carry, key):
             params, opt_state = carry
             value, grads = jax.value_and_grad(loss)(params, Data(*draw(key)))
-            updates, opt_state = optimiser.update(grads, opt_state)
+            updates, opt_state = optimiser.update(clipped(grads), opt_state)
             return (optax.apply_updates(params, updates), opt_state), value
 
         start = params, optimiser.init(params)
@@ -251,40 +306,42 @@ def _make_training(cell: Cell, loss_fn: Callable, draw: Callable, steps: int, le
     return train
 
 
-def _measure(cell: Cell, loss_fn: Callable, params: dict, batch: Data) -> tuple[NDArray, dict[str, Any]]:
+def _measure(sized: _Sized, loss_fn: Callable, params: dict, batch: Data) -> tuple[NDArray, dict[str, Any]]:
     readout = params["readout"]
     steps, rows = jnp.shape(batch.xs)[:2]
 
     def loss(states):
         return loss_fn(states.h[-1] @ readout, batch.targets)
 
-    norms = adjoint_norms(cell, params["cell"], batch.xs, loss)
+    norms = adjoint_norms(sized.with_h, params["cell"], batch.xs, loss)
+    if sized.with_h is not sized.cell:  # the kept output passes nothing on: the way back is through the whole state
+        norms = norms._replace(h=0.5 * jax.nn.logsumexp(2 * jnp.stack(jax.tree.leaves(norms)), axis=0))
     by_lag = np.median(np.asarray(norms.h), axis=1)[::-1]
     fit = decay_fit(np.arange(1, steps + 1, dtype=np.float32), by_lag[1:])
-    final, _ = unroll(cell, params["cell"], batch.xs)
+    final, _ = unroll(sized.with_h, params["cell"], batch.xs)
     # One row is enough for an exponent, which is an average over time already.
-    exponent = lyapunov_spectrum(cell, params["cell"], batch.xs[:, 0], leading=1, burn_in=steps // 10)
+    exponent = lyapunov_spectrum(sized.cell, params["cell"], batch.xs[:, 0], leading=1, burn_in=steps // 10)
     numbers = {
         "loss": float(loss_fn(final.h @ readout, batch.targets)) / rows,
         "rate": float(fit.rate),
         "half_life": float(fit.half_life),
         "r2": float(fit.r2),
         "lyapunov": float(exponent[0]),
-        "memory": _memory(cell, params["cell"], batch.xs),
+        "timescale": _timescale(sized.cell, params["cell"], batch.xs),
     }
     return by_lag / np.log(10), numbers
 
 
-def _memory(cell: Cell, params: Params, xs: Any) -> float | None:
+def _timescale(cell: Cell, params: Params, xs: Any) -> float | None:
     try:
         gates = gate_statistics(cell, params, xs)
     except TypeError:  # no gates
         return None
-    (memory,) = (g.memory for g in gates.values() if g.memory is not None)
-    return float(jnp.median(memory))
+    (timescale,) = (g.timescale for g in gates.values() if g.timescale is not None)
+    return float(jnp.median(timescale))
 
 
-def _check_settings(cells: Mapping[str, Any], **settings: int) -> None:
+def _check_cells(cells: Mapping[str, Any]) -> None:
     if not isinstance(cells, Mapping):
         raise TypeError(
             f"cells is a {type(cells).__name__}; wanted a dict of names and functions from a hidden size to a cell"
@@ -297,27 +354,30 @@ def _check_settings(cells: Mapping[str, Any], **settings: int) -> None:
                 f"cells[{name!r}] is a {type(make).__name__}; wanted a function from a hidden size to a cell, such as "
                 "lstmjax.lstm"
             )
-    for name, value in settings.items():
-        least = 0 if name == "train_steps" else 1
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} is {value!r}; wanted a whole number of at least {least}")
 
 
-def _check_shapes(data: Data, loss_fn: Callable) -> int:
-    """The number of input features, once shapes are known to fit."""
+def _check_shapes(data: Data, loss_fn: Callable, outputs: int | None) -> tuple[int, int]:
+    """The numbers of input features and of outputs, once shapes are known to fit."""
     xs, targets = jnp.shape(data.xs), jnp.shape(data.targets)
     if len(xs) != 3:
         hint = ": xs[:, None] for one sequence" if len(xs) == 2 else ""
         raise ValueError(f"xs has shape {xs}; wanted [T, B, I]{hint}")
+    if 0 in xs[:2]:
+        raise ValueError(f"xs has shape {xs}; wanted at least one step and one row: the numbers are medians over rows")
     # The default loss would broadcast; what a loss of the user's own takes is not known here.
-    if loss_fn is squared_error and (len(targets) != 2 or targets[0] != xs[1]):
-        hint = ": targets[:, None] for one number a row" if targets == xs[1:2] else ""
-        raise ValueError(f"targets have shape {targets}; wanted [B, O], here ({xs[1]}, O){hint}")
-    return xs[-1]
+    if outputs is not None and loss_fn is not squared_error:
+        return xs[-1], outputs
+    if len(targets) != 2 or targets[0] != xs[1] or outputs not in (None, targets[1]):
+        hint = ": targets[:, None] for one number a row, or outputs for labels" if targets == xs[1:2] else ""
+        raise ValueError(f"targets have shape {targets}; wanted [B, O], here ({xs[1]}, {outputs or 'O'}){hint}")
+    return xs[-1], targets[1]
 
 
-def _check_targets(targets: Any) -> None:
-    targets = np.asarray(targets, np.float64)
+def _check_targets(targets: Any, outputs: int) -> None:
+    targets = np.asarray(targets)
+    if targets.ndim == 1 and np.issubdtype(targets.dtype, np.integer) and targets.max() >= outputs:
+        raise ValueError(f"targets hold the label {targets.max()}; wanted labels below outputs = {outputs}")
+    targets = targets.astype(np.float64)
     bad = np.argwhere(~np.isfinite(targets))
     if bad.size:
         row, value = bad[0, 0], targets[tuple(bad[0])]
