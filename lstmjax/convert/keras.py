@@ -107,7 +107,7 @@ def to_keras(params: Any, *, bias: bool = True) -> list[np.ndarray]:
     [(3, 15), (5, 15), (2, 15)]
     """
     weights: list[Any] = []
-    cells = cells_of(params)
+    cells = list(cells_of(params))
     for n, cell in enumerate(cells):
         name = f"params[{n}]" if len(cells) > 1 else "params"
         check_params(name, cell, *FUSED)
