@@ -23,10 +23,12 @@ As a program, on the slides' unit::
 Source: StatQuest, "Long Short-Term Memory, clearly explained", for the words; :mod:`lstmjax.gates` for the equations.
 """
 
+import argparse
 import dataclasses
 import itertools
 import sys
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -37,6 +39,7 @@ from jaxtyping import Array
 
 from lstmjax.cells.base import check_step, working_dtype
 from lstmjax.cells.lstm import LSTMParams, LSTMState, lstm
+from lstmjax.checks import whole_number
 from lstmjax.gates import (
     candidate,
     emit_hidden_state,
@@ -124,8 +127,8 @@ def explain_step(params: Any, state: Any, x: Any, *, unit: int = 0) -> Explanati
         rounding. :func:`format_explanation` makes a table of it, :func:`lstmjax.drawing.unit_diagram` the picture.
 
     Raises:
-        TypeError: params or state are not an LSTM's, unit is no whole number, or x is not floating.
-        ValueError: x has batch axes, there is no such unit, or shapes disagree.
+        TypeError: params or state are not an LSTM's, or x is not floating.
+        ValueError: x has batch axes, unit is no whole number from 0 to H − 1, or shapes disagree.
 
     Source: :mod:`lstmjax.gates`, where each equation stands.
 
@@ -306,9 +309,8 @@ def _check_state(state: Any) -> LSTMState:
 
 def _check_unit(unit: Any, params: LSTMParams) -> Array:
     hidden = params.w_h.shape[0]
-    if isinstance(unit, bool) or not isinstance(unit, int | np.integer):
-        raise TypeError(f"unit is {unit!r}; wanted a whole number, known before tracing")
-    if not 0 <= unit < hidden:
+    unit = whole_number("unit", unit, 0)
+    if unit >= hidden:
         raise ValueError(f"unit is {unit}; wanted 0 to {hidden - 1}, for H = {hidden} hidden units")
     return jnp.array(unit, jnp.int32)
 
@@ -405,14 +407,14 @@ def _sum(a: Any, b: Any) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Run one LSTM unit with numbers, as a lecture's slides do: one step, or two companies' share values day by day.
+    """What the program is to run and to draw.
 
     Attributes:
-        c: Long-term memory before the first step; 2 for one step, 0 for a sequence.
-        h: Short-term memory before the first step; 1 for one step, 0 for a sequence.
-        x: Input of the one step; 1 unless given.
-        sequence: The companies to run over days 1 to 4, instead of one step.
-        picture: File to save the drawing to, .png or .svg.
+        c: long-term memory before the first step; None is 2 for one step, 0 for a sequence.
+        h: short-term memory before the first step; None is 1 for one step, 0 for a sequence.
+        x: input of the one step; None is 1.
+        sequence: the companies to run over days 1 to 4, instead of one step.
+        picture: file to save the drawing to, .png or .svg.
     """
 
     c: float | None = None
@@ -466,12 +468,27 @@ def _drawing() -> Any:
     return drawing
 
 
-def _command_line() -> Settings:
+def _command_line(arguments: Sequence[str] | None = None) -> Settings:
+    """The settings in a command line; it ends the program where they are none."""
+    parser = argparse.ArgumentParser(
+        prog="python -m lstmjax.explain",
+        description="Run one LSTM unit with numbers, as a lecture's slides do: one step, or two companies' share "
+        "values day by day.",
+    )
+    for name, words in (
+        ("--c", "long-term memory before the first step; default 2, and 0 for a sequence"),
+        ("--h", "short-term memory before the first step; default 1, and 0 for a sequence"),
+        ("--x", "input of the one step; default 1"),
+    ):
+        parser.add_argument(name, type=float, metavar="NUMBER", help=words)
+    words = "the companies to run over days 1 to 4, instead of one step"
+    parser.add_argument("--sequence", nargs="+", choices=tuple(COMPANIES), default=(), help=words)
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="where to save the drawing, .png or .svg")
+    given = parser.parse_args(arguments)
     try:
-        import tyro
-    except ImportError as error:
-        sys.exit(f"python -m lstmjax.explain needs tyro: pip install 'lstmjax[benchmarks]' ({error})")
-    return tyro.cli(Settings, prog="python -m lstmjax.explain")
+        return Settings(given.c, given.h, given.x, tuple(given.sequence), given.picture)
+    except ValueError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -271,6 +271,27 @@ def test_torch_biases_sum():
         np.testing.assert_array_equal(params.b, b_x + b_h)
 
 
+@pytest.mark.parametrize("name", ["LSTMCell", "GRUCell", "RNNCell", "GRUCell unbiased"])
+def test_torch_cells(name):
+    torch = pytest.importorskip("torch")
+    kind, *options = name.split()
+    cell = getattr(torch.nn, kind)(3, 4, bias=not options)
+    xs = np.random.default_rng(0).normal(size=(T, B, 3)).astype(np.float32)
+    state, theirs = None, []
+    with torch.no_grad():
+        for x in torch.tensor(xs):
+            state = cell(x, state)
+            theirs.append((state[0] if kind == "LSTMCell" else state).numpy())
+    for prefix in ("", "decoder."):
+        weights = {prefix + key: w for key, w in cell.state_dict().items()}
+        (params,) = convert.from_torch(weights, prefix=prefix)
+    ours = {"LSTMCell": lstm, "GRUCell": gru, "RNNCell": rnn}[kind](4)
+    assert_close(unroll_stack([ours], (params,), jnp.asarray(xs))[1], np.stack(theirs))
+    exported = convert.to_torch((params,), bias=not options)
+    cell.load_state_dict({key.removesuffix("_l0"): torch.from_numpy(w) for key, w in exported.items()})
+    assert_equal(convert.from_torch(cell.state_dict()), (params,))
+
+
 STACKS = {
     "lstm": [lstm(4), lstm(4)],
     "gru": [(gru(4), gru(4)), (gru(4), gru(4))],
@@ -310,12 +331,31 @@ def test_float64(x64, tmp_path):
     assert_equal(convert.from_linen(convert.to_linen(params[0][0])), params[0][0])
 
 
-@pytest.mark.parametrize("name", ["lstm", "gru", "rnn"])
-def test_bfloat16_elsewhere(name):
-    params = jax.tree.leaves(stack(name, jnp.bfloat16), is_leaf=lambda p: hasattr(p, "_fields"))[0]
-    assert_equal(convert.from_linen(convert.to_linen(params)), params)
-    assert_equal(convert.from_keras(convert.to_keras(params)), params)
-    assert {w.dtype for w in convert.to_keras(params)} == {jnp.dtype(jnp.bfloat16)}
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_every_float_elsewhere(dtype):
+    eqx, nnx = pytest.importorskip("equinox"), pytest.importorskip("flax.nnx")
+    with jax.enable_x64(dtype == "float64"):
+        params = {
+            name: jax.tree.map(lambda a: a.astype(dtype), p) for name, p in (("lstm", LSTM), ("gru", GRU), ("rnn", RNN))
+        }
+        unbiased = params["gru"]._replace(b_n=jnp.zeros(5, dtype))
+        cells = {"lstm": nnx_cell("OptimizedLSTMCell"), "gru": nnx_cell(), "rnn": nnx_cell("SimpleCell")}
+        for name, p in params.items():
+            assert_equal(convert.from_linen(convert.to_linen(p)), p)
+            assert_equal(convert.from_keras(convert.to_keras(p)), p)
+            assert_equal(convert.from_keras(convert.to_keras((p, p))), (p, p))
+            with_place = unbiased if name == "gru" else p
+            assert_equal(convert.from_nnx(convert.to_nnx(with_place, cells[name])), with_place)
+            assert_equal(convert.from_nnx(nnx.state(convert.to_nnx(with_place, cells[name]))), with_place)
+        for name in ("lstm", "gru"):
+            cell = getattr(eqx.nn, f"{name.upper()}Cell")(3, 5, key=jax.random.key(0))
+            assert_equal(convert.from_equinox(convert.to_equinox(params[name], cell)), params[name])
+        flat = convert.to_cudnn((params["lstm"],))
+        assert flat.dtype == jnp.dtype(dtype)
+        assert_equal(convert.from_cudnn(flat, input_size=3, hidden_size=5), (params["lstm"],))
+        one = params["lstm"]._replace(b=params["lstm"].b.at[5:10].set(1.25))  # a forget bias that is exact less 1
+        assert {a.dtype for a in convert.to_haiku(one).values()} == {jnp.dtype(dtype)}
+        assert_equal(convert.from_haiku(convert.to_haiku(one)), one)
 
 
 @pytest.mark.parametrize("name", ["float16", "bfloat16", "float32"])
@@ -391,6 +431,22 @@ def test_keras_layers_themselves():
         assert_equal(params, convert.from_keras(layer.get_weights()))
         layer.set_weights([w + 1 for w in convert.to_keras(params)])
         assert_equal(convert.from_keras(layer), convert.from_keras([w + 1 for w in convert.to_keras(params)]))
+
+
+def test_keras_layers_whose_settings_leave_the_computation_alone():
+    # Dropout is for training; what an initialiser drew, and how steps are compiled, is no matter; a state is a call's.
+    keras = keras_library()
+    xs = np.random.default_rng(0).normal(size=(B, T, 3)).astype(np.float32)
+    common = {"return_sequences": True, "dropout": 0.5, "recurrent_dropout": 0.5, "seed": 0, "unroll": True}
+    for layer, ours in (
+        (keras.layers.LSTM(4, stateful=True, unit_forget_bias=False, use_cudnn=False, **common), lstm(4)),
+        (keras.layers.GRU(4, return_state=True, **common), gru(4)),
+        (keras.layers.RNN(keras.layers.SimpleRNNCell(4, use_bias=False), return_sequences=True), rnn(4)),
+    ):
+        theirs = layer(xs)
+        theirs = theirs[0] if isinstance(theirs, list | tuple) else theirs
+        mine = unroll_stack([ours], (convert.from_keras(layer),), jnp.asarray(xs.swapaxes(0, 1)))[1]
+        assert_close(mine.swapaxes(0, 1), theirs)
 
 
 def test_nnx_cells_themselves():
@@ -551,6 +607,28 @@ def nnx_cell(name="GRUCell", inputs=3, hidden=5, **options):
     return getattr(nnx, name)(inputs, hidden, rngs=nnx.Rngs(0), **options)
 
 
+def nnx_rnn():
+    nnx = pytest.importorskip("flax.nnx")
+    return nnx.RNN(nnx_cell("OptimizedLSTMCell"), reverse=True)
+
+
+def own_nnx_cell():
+    nnx = pytest.importorskip("flax.nnx")
+
+    class Doubled(nnx.SimpleCell):
+        def __call__(self, carry, inputs):
+            return super().__call__(carry, 2 * inputs)
+
+    return Doubled(3, 5, rngs=nnx.Rngs(0))
+
+
+def linen_wrapped(both=False):
+    nn = pytest.importorskip("flax.linen")
+    model = nn.Bidirectional(nn.RNN(nn.GRUCell(5)), nn.RNN(nn.GRUCell(5))) if both else nn.RNN(nn.GRUCell(5))
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.ones((B, T, 3))))
+    return jax.tree.map(lambda s: a(*s.shape), shapes["params"])
+
+
 def equinox_cell(name="GRUCell", inputs=3, hidden=5, **options):
     return getattr(pytest.importorskip("equinox").nn, name)(inputs, hidden, key=jax.random.key(0), **options)
 
@@ -569,6 +647,67 @@ def exchanged():
     layer = layers.Bidirectional(layers.LSTM(5, go_backwards=True), backward_layer=layers.LSTM(5))
     layer.build((B, T, 3))
     return convert.from_keras(layer)
+
+
+def keras_model(wrap, name="LSTM", **options):
+    """A model around a layer, whose weights alone are the layer's."""
+    keras = keras_library()
+    layer, inputs = getattr(keras.layers, name)(5, **options), keras.Input((T, 3), batch_size=B)
+    return convert.from_keras(wrap(keras, layer, inputs))
+
+
+def sequential(keras, layer, inputs):
+    return keras.Sequential([inputs, layer])
+
+
+def functional(keras, layer, inputs):
+    return keras.Model(inputs, layer(inputs))
+
+
+def own_layer(keras, layer, inputs):
+    class Encoder(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.layer = layer
+
+        def call(self, xs):
+            return self.layer(xs)
+
+    encoder = Encoder()
+    encoder(inputs)
+    return encoder
+
+
+def own_lstm(keras, layer, inputs):
+    class Doubled(type(layer)):
+        def call(self, sequence, initial_state=None, mask=None, training=False):
+            return 2 * super().call(sequence, initial_state, mask, training)
+
+    layer = Doubled(5)
+    layer.build(inputs.shape)
+    return layer
+
+
+def time_distributed(keras, layer, inputs):
+    layer = keras.layers.TimeDistributed(layer)
+    layer(keras.Input((2, T, 3), batch_size=B))
+    return layer
+
+
+def other_layer(keras, layer, inputs):
+    layer = keras.layers.Dense(20, activation="tanh")
+    layer(inputs)
+    return layer
+
+
+def own_cell(keras, layer, inputs):
+    class Doubled(keras.layers.SimpleRNNCell):
+        def call(self, x, states, training=False):
+            return super().call(2 * x, states, training)
+
+    layer = keras.layers.RNN(Doubled(5))
+    layer(inputs)
+    return layer
 
 
 def stacked():
@@ -611,7 +750,11 @@ BAD_CALLS = {
     "mixed dtypes": (TypeError, "bias_hh_l0 has dtype float16 and weight_ih_l0 float32; wanted one dtype", torch_with(bias_hh_l0=a(20, dtype=np.float16))),
     "a list": (TypeError, "bias_hh_l0 is of type list; wanted an array", torch_with(bias_hh_l0=[0.0] * 20)),
     # to PyTorch
-    "no stack": (ValueError, r"params is of type LSTMParams; wanted a tuple with one entry a layer, such as \(params,\)", lambda: convert.to_torch(LSTM)),
+    "no state dict": (TypeError, "state_dict is of type NoneType; wanted a dict of names and arrays", lambda: convert.from_torch(None)),
+    "a cell's names and a layer's": (ValueError, "holds the unknown 'weight_ih'", torch_with(weight_ih=a(20, 3))),
+    "half a cell": (ValueError, "lacks 'weight_hh'", lambda: convert.from_torch({"weight_ih": a(20, 3)})),
+    "a cell inside": (ValueError, "prefix='decoder.' takes those that begin so", lambda: convert.from_torch({"decoder." + k[:-3]: v for k, v in weights_of().items()})),
+    "no stack": (TypeError, r"params is of type LSTMParams; wanted a tuple with one entry a layer, such as \(params,\)", lambda: convert.to_torch(LSTM)),
     "an empty stack": (ValueError, "params is empty; wanted", lambda: convert.to_torch(())),
     "a layer of three": (TypeError, "a sequence of 3; wanted a cell's parameters, or a pair", lambda: convert.to_torch(((LSTM, LSTM, LSTM),))),
     "no parameters": (TypeError, r"params\[0\] is of type dict; wanted LSTMParams or GRUParams or", lambda: convert.to_torch(({},))),
@@ -632,23 +775,45 @@ BAD_CALLS = {
     "Keras kernel": (ValueError, r"weights\[0\] \(kernel\) has shape \(3, 15\); wanted \(3, 20\)", lambda: convert.from_keras([a(3, 15), a(5, 20), a(20)])),
     "Keras bias": (ValueError, r"weights\[2\] \(bias\) has shape \(2, 20\); wanted \(20,\)", lambda: convert.from_keras([a(3, 20), a(5, 20), a(2, 20)])),
     "Keras backward kernel": (ValueError, r"weights\[2\] \(kernel\) has shape \(4, 20\); wanted \(3, 20\)", lambda: convert.from_keras([a(3, 20), a(5, 20), a(4, 20), a(5, 20)])),
-    "reset before, by its weights": (ValueError, r"weights\[2\] \(bias\) has shape \(15,\): a GRU with reset_after=False", lambda: convert.from_keras([a(3, 15), a(5, 15), a(15)])),
+    "reset before, by its weights": (ValueError, r"weights\[2\] \(bias\) has shape \(15,\), a GRU's with reset_after=False; wanted \(2, 15\): .* no cell here does that", lambda: convert.from_keras([a(3, 15), a(5, 15), a(15)])),
     "Keras integers": (TypeError, r"weights\[0\] has dtype int8", lambda: convert.from_keras([a(3, 20, dtype=np.int8), a(5, 20), a(20)])),
-    "reset before": (ValueError, "GRUCell has reset_after = False; wanted True", lambda: keras_layer(reset_after=False, use_bias=False)),
+    "reset before": (ValueError, "GRUCell has reset_after = False; wanted True: .* no cell here does that", lambda: keras_layer(reset_after=False, use_bias=False)),
     "go_backwards": (ValueError, "LSTM has go_backwards = True; wanted False", lambda: keras_layer("LSTM", go_backwards=True)),
     "recurrent_activation": (ValueError, "LSTMCell has recurrent_activation = 'hard_sigmoid'; wanted 'sigmoid'", lambda: keras_layer("LSTM", recurrent_activation="hard_sigmoid")),
     "activation": (ValueError, "SimpleRNNCell has activation = 'relu'; wanted 'tanh'", lambda: keras_layer("SimpleRNN", activation="relu")),
     "activation in a direction": (ValueError, "LSTMCell has activation = 'linear'; wanted 'tanh'", lambda: keras_layer("LSTM", wrapped={}, activation=None)),
     "merge_mode": (ValueError, "Bidirectional has merge_mode = 'sum'; wanted 'concat'", lambda: keras_layer("LSTM", wrapped={"merge_mode": "sum"})),
     "a layer not built": (ValueError, "0 weights given; wanted 2 or 3: .* before it is built", lambda: convert.from_keras(keras_library().layers.LSTM(5))),
-    "stacked cells": (ValueError, "6 weights given; wanted 2 or 3", stacked),
+    "stacked cells": (TypeError, "a StackedRNNCells; wanted an LSTM,", stacked),
+    "Sequential": (TypeError, r"layer_or_weights is a Sequential; wanted an LSTM, GRU, .*: of a model, one of model.layers", lambda: keras_model(sequential, activation="relu", go_backwards=True)),
+    "Sequential, all as it should be": (TypeError, "layer_or_weights is a Sequential; wanted", lambda: keras_model(sequential)),
+    "Model": (TypeError, "layer_or_weights is a Functional; wanted", lambda: keras_model(functional, "GRU", reset_after=False, use_bias=False)),
+    "a layer around a layer": (TypeError, "layer_or_weights is a Encoder; wanted", lambda: keras_model(own_layer, activation="relu")),
+    "an LSTM of one's own": (TypeError, "layer_or_weights is a Doubled; wanted", lambda: keras_model(own_lstm)),
+    "a cell of one's own": (TypeError, "layer_or_weights is a Doubled; wanted", lambda: keras_model(own_cell)),
+    "TimeDistributed": (TypeError, "layer_or_weights is a TimeDistributed; wanted", lambda: keras_model(time_distributed, go_backwards=True)),
+    "Dense": (TypeError, "layer_or_weights is a Dense; wanted", lambda: keras_model(other_layer)),
+    "nothing for Keras": (TypeError, "layer_or_weights is a NoneType; wanted", lambda: convert.from_keras(None)),
     "directions exchanged": (ValueError, "LSTM has go_backwards = True; wanted False", exchanged),
     "a projection in Keras": (TypeError, "params is of type ProjectedLSTMParams; wanted LSTMParams or GRUParams or RNNParams", lambda: convert.to_keras(PROJECTED)),
+    "dtypes of a pair in Keras": (TypeError, r"weights\[3\] has dtype float16 and weights\[0\] float32", lambda: convert.to_keras((LSTM, params_of(lstm(5), 3, jnp.float16)))),
+    "inputs of a pair in Keras": (ValueError, r"params\[1\].w_x has shape \(4, 20\); wanted \(3, 20\)", lambda: convert.to_keras((LSTM, params_of(lstm(5), 4)))),
+    "dtypes of a pair for cuDNN": (TypeError, r"params\[0\]\[1\].w_x has dtype float16 and params\[0\]\[0\].w_x float32", lambda: convert.to_cudnn(((LSTM, params_of(lstm(5), 3, jnp.float16)),))),
     "a bias in Keras": (ValueError, "params.b is not all zero", lambda: convert.to_keras(LSTM, bias=False)),
     # Flax
     "Linen key": (ValueError, "params holds the unknown 'j/kernel'; given", lambda: convert.from_linen({**SIMPLE, "j": {"kernel": a(3, 5)}})),
     "Linen without bias": (ValueError, "params lacks 'i/bias'", lambda: convert.from_linen({**SIMPLE, "i": dense(3, 5, bias=False)})),
     "Linen wrapped": (ValueError, "holds no cell's parameters: given 'cell/i/kernel'", lambda: convert.from_linen({"cell": SIMPLE})),
+    "Linen RNN": (ValueError, "; a cell's parameters are under 'cell': convert those$", lambda: convert.from_linen(linen_wrapped())),
+    "Linen variables": (ValueError, "; a cell's parameters are under 'params/cell'", lambda: convert.from_linen({"params": linen_wrapped()})),
+    "Linen Bidirectional": (ValueError, "; a cell's parameters are under 'backward_rnn/cell', 'forward_rnn/cell'", lambda: convert.from_linen(linen_wrapped(both=True))),
+    "a Linen module": (TypeError, "params is of type GRUCell; wanted a dict", lambda: convert.from_linen(pytest.importorskip("flax.linen").GRUCell(4, parent=None))),
+    "NNX RNN": (TypeError, "cell_or_state is a RNN; wanted an LSTMCell, .*; a cell's parameters are under 'cell': convert those$", lambda: convert.from_nnx(nnx_rnn())),
+    "NNX RNN's state": (ValueError, "; a cell's parameters are under 'cell': convert those$", lambda: convert.from_nnx(pytest.importorskip("flax.nnx").state(nnx_rnn()))),
+    "an NNX cell of one's own": (TypeError, "cell_or_state is a Doubled; wanted an LSTMCell, OptimizedLSTMCell, GRUCell or SimpleCell", lambda: convert.from_nnx(own_nnx_cell())),
+    "nothing for NNX": (TypeError, "cell_or_state is a int; wanted an LSTMCell", lambda: convert.from_nnx(3)),
+    "nothing to fill in NNX": (TypeError, "cell is a int; wanted an NNX cell", lambda: convert.to_nnx(LSTM, 3)),
+    "a wrapper to fill in NNX": (ValueError, "RNN has 'cell/.* which is no cell for LSTMParams; a cell's parameters are under 'cell'", lambda: convert.to_nnx(LSTM, nnx_rnn())),
     "Linen empty": (ValueError, "holds no cell's parameters: given nothing", lambda: convert.from_linen({})),
     "Linen shape": (ValueError, r"i/kernel has shape \(3, 4\); wanted \(3, 5\)", lambda: convert.from_linen({**SIMPLE, "i": {"kernel": a(3, 4), "bias": a(5)}})),
     "Linen square": (ValueError, r"h/kernel has shape \(5, 6\); wanted \(5, 5\)", lambda: convert.from_linen({"i": dense(3, 5), "h": dense(5, 6, bias=False)})),
@@ -665,6 +830,12 @@ BAD_CALLS = {
     # Haiku
     "Haiku key": (ValueError, "params lacks 'b'", lambda: convert.from_haiku({"w": a(8, 20)})),
     "Haiku module": (ValueError, r"params\['lstm/linear'\] holds the unknown 'c'", lambda: convert.from_haiku({"lstm/linear": {"w": a(8, 20), "b": a(20), "c": a(1)}})),
+    "nothing for Haiku": (TypeError, "params is of type NoneType; wanted a dict", lambda: convert.from_haiku(None)),
+    "Haiku's GRU": (ValueError, r"params\['gru'\] is an hk.GRU's; wanted an hk.LSTM's: .* no cell here does that", lambda: convert.from_haiku({"gru": {"w_i": a(3, 15), "w_h": a(5, 15), "b": a(15)}})),
+    "Haiku's GRU among others": (ValueError, r"params\['gru'\] is an hk.GRU's", lambda: convert.from_haiku({"linear": {"w": a(8, 20), "b": a(20)}, "gru": {"w_i": a(3, 15), "w_h": a(5, 15), "b": a(15)}})),
+    "Haiku's GRU by itself": (ValueError, "params is an hk.GRU's", lambda: convert.from_haiku({"w_i": a(3, 15), "w_h": a(5, 15), "b": a(15)})),
+    "Haiku's Linear": (ValueError, "holds 0 modules named as an LSTM's", lambda: convert.from_haiku({"linear": {"w": a(8, 20), "b": a(20)}})),
+    "Haiku's Linear in a module": (ValueError, "holds 0 modules named as an LSTM's", lambda: convert.from_haiku({"net/~/linear": {"w": a(8, 20), "b": a(20)}})),
     "two LSTMs": (ValueError, "holds 2 modules named as an LSTM's; wanted one: .* 'lstm/linear', 'lstm_1/linear'", lambda: convert.from_haiku({"lstm/linear": {}, "lstm_1/linear": {}})),
     "no LSTM": (ValueError, "holds 0 modules named as an LSTM's", lambda: convert.from_haiku({"linear": {}, "linear_1": {}})),
     "Haiku gates": (ValueError, r"w has shape \(8, 18\); wanted \[I \+ H, 4H\]", lambda: convert.from_haiku({"w": a(8, 18), "b": a(18)})),
@@ -680,6 +851,20 @@ BAD_CALLS = {
     "Equinox kind": (ValueError, "LSTMCell lacks 'bias_n'", lambda: convert.to_equinox(GRU, equinox_cell("LSTMCell"))),
     "Equinox size": (ValueError, r"weight_ih has shape \(15, 3\); wanted \(15, 2\)", lambda: convert.to_equinox(GRU, equinox_cell(inputs=2))),
     "Equinox without bias": (ValueError, "params.b_n is not all zero; wanted zeros, since the GRUCell has use_bias=False", lambda: convert.to_equinox(BIASED_GRU, equinox_cell(use_bias=False))),
+    "nothing for Equinox": (ValueError, "NoneType lacks weight_ih or weight_hh", lambda: convert.from_equinox(None)),
+    "nothing to fill in Equinox": (ValueError, "NoneType lacks weight_ih or weight_hh", lambda: convert.to_equinox(LSTM, None)),
+    "a Linear in Equinox": (ValueError, "Linear lacks weight_ih or weight_hh", lambda: convert.to_equinox(LSTM, equinox_cell("Linear"))),
+    # cuDNN
+    "no stack for cuDNN": (TypeError, r"params is of type LSTMParams; wanted a tuple with one entry a layer, such as \(params,\)", lambda: convert.to_cudnn(LSTM)),
+    "nothing for cuDNN": (TypeError, "params is of type NoneType; wanted a tuple", lambda: convert.to_cudnn(None)),
+    "an empty stack for cuDNN": (ValueError, "params is empty; wanted", lambda: convert.to_cudnn(())),
+    "a dict for cuDNN": (TypeError, r"params\[0\] is of type dict; wanted LSTMParams", lambda: convert.to_cudnn(({},))),
+    "a GRU for cuDNN": (TypeError, r"params\[1\] is of type GRUParams; wanted LSTMParams", lambda: convert.to_cudnn((LSTM, params_of(gru(5), 5)))),
+    "one layer of cuDNN a pair": (ValueError, r"params\[1\] holds LSTMParams and LSTMParams; wanted LSTMParams, as", lambda: convert.to_cudnn((LSTM, (LSTM, LSTM)))),
+    "cuDNN sizes that do not follow": (ValueError, r"params\[1\].w_x has shape \(3, 20\); wanted \(5, 20\)", lambda: convert.to_cudnn((LSTM, LSTM))),
+    "no layers of cuDNN": (ValueError, "num_layers is 0; wanted a whole number of at least 1", lambda: convert.from_cudnn(a(200), input_size=3, hidden_size=5, num_layers=0)),
+    "half a unit of cuDNN": (ValueError, "hidden_size is 5.0; wanted a whole number of at least 1", lambda: convert.from_cudnn(a(200), input_size=3, hidden_size=5.0)),
+    "dtypes for cuDNN": (TypeError, r"params\[1\].w_x has dtype float16 and params\[0\].w_x float32", lambda: convert.to_cudnn((LSTM, params_of(lstm(5), 5, jnp.float16)))),
     "an RNN in Equinox": (TypeError, "params is of type RNNParams; wanted LSTMParams or GRUParams", lambda: convert.to_equinox(RNN, equinox_cell())),
 }  # fmt: skip
 

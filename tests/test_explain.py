@@ -266,11 +266,35 @@ def test_command_line(tmp_path):
     assert not out.stderr
 
 
-def test_help_names_the_command(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["/somewhere/lstmjax/explain.py", "--help"])
-    with pytest.raises(SystemExit):
-        explain._command_line()
-    assert "usage: python -m lstmjax.explain " in capsys.readouterr().out
+def test_help(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        explain._command_line(["--help"])
+    out = capsys.readouterr().out
+    assert out.startswith("usage: python -m lstmjax.explain [-h] [--c NUMBER] [--h NUMBER] [--x NUMBER]")
+    assert "--sequence {A,B} [{A,B} ...]" in out
+    assert "None" not in out
+
+
+def test_arguments_are_settings():
+    assert explain._command_line([]) == explain.Settings()
+    given = explain._command_line(["--c", "-0.5", "--sequence", "B", "A", "--picture", "unit.svg"])
+    assert given == explain.Settings(c=-0.5, sequence=("B", "A"), picture=Path("unit.svg"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--x", "1", "--sequence", "A"], "x is the input of one step, and sequence brings its own"),
+        (["--sequence", "A", "A"], "sequence is A A; wanted each company once"),
+        (["--picture", "unit.txt"], r"picture is unit.txt; wanted a name that ends in .png or .svg"),
+        (["--sequence", "C"], "invalid choice: 'C'"),
+        (["--c", "two"], "argument --c: invalid float value: 'two'"),
+    ],
+)
+def test_bad_arguments(arguments, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        explain._command_line(arguments)
+    assert message in capsys.readouterr().err
 
 
 def test_main_of_the_companies(tmp_path, capsys):
@@ -281,10 +305,21 @@ def test_main_of_the_companies(tmp_path, capsys):
     assert "<svg" in (tmp_path / "companies.svg").read_text()
 
 
+def test_a_plain_install_is_enough():
+    # Nothing but what pyproject.toml lists as dependencies, and no command-line library among them.
+    code = """
+import sys
+for name in ("tyro", "matplotlib", "tqdm", "orbax", "grain", "pandas", "sklearn", "statsmodels"):
+    sys.modules[name] = None
+import runpy
+sys.argv = ["explain", "--c", "2", "--h", "1", "--x", "1"]
+runpy.run_module("lstmjax.explain", run_name="__main__")
+"""
+    out = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
+    assert "0.986229" in out.stdout
+
+
 def test_missing_extras_are_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "tyro", None)
-    with pytest.raises(SystemExit, match=r"needs tyro: pip install 'lstmjax\[benchmarks\]'"):
-        explain._command_line()
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     for name in ("drawing", "plot"):
         monkeypatch.delattr(lstmjax, name, raising=False)
@@ -310,8 +345,13 @@ of_four = lstmjax.lstm(4).initial_state()
 # name: (exception, what the message must hold, the call)
 BAD_CALLS = {
     "unit too large": (ValueError, "unit is 5; wanted 0 to 4", lambda: explain_step(params, state, x, unit=5)),
-    "unit below 0": (ValueError, "unit is -1; wanted 0 to 4", lambda: explain_sequence(params, x[None], unit=-1)),
-    "fractional unit": (TypeError, "unit is 1.0; wanted a whole", lambda: explain_step(params, state, x, unit=1.0)),
+    "unit below 0": (
+        ValueError, "unit is -1; wanted a whole number of at least 0",
+        lambda: explain_sequence(params, x[None], unit=-1),
+    ),
+    "fractional unit": (
+        ValueError, "unit is 1.0; wanted a whole number", lambda: explain_step(params, state, x, unit=1.0)
+    ),
     "batched x": (ValueError, r"x has shape \(1, 3\); wanted \[I\]", lambda: explain_step(params, state, x[None])),
     "batched xs": (
         ValueError, r"xs has shape \(1, 1, 3\); wanted \[T, I\]", lambda: explain_sequence(params, x[None, None])
@@ -338,6 +378,10 @@ BAD_CALLS = {
     "no memories": (ValueError, "explanations are empty", lambda: drawing.memory_diagram({})),
     "memories of a step": (ValueError, "explanation 'A' has no steps", lambda: drawing.memory_diagram({"A": one})),
     "company": (ValueError, "name is 'C'; wanted one of A, B", lambda: companies.company_values("C")),
+    "whole numbers for weights": (TypeError, "dtype is int32; wanted a floating", lambda: slide_step(dtype=jnp.int32)),
+    "whole numbers for values": (
+        TypeError, "dtype is int8; wanted a floating", lambda: companies.company_values("A", "int8")
+    ),
     "x and sequence": (ValueError, "give one of them", lambda: explain.Settings(x=1.0, sequence=("A",))),
     "a company twice": (ValueError, "sequence is A A; wanted each", lambda: explain.Settings(sequence=("A", "A"))),
     "kind of picture": (ValueError, "picture is unit.txt; wanted", lambda: explain.Settings(picture=Path("unit.txt"))),

@@ -129,9 +129,14 @@ def test_only_features_goes_by_place(layers, monkeypatch):
         layers(4, 8)
 
 
-def test_bad_sizes():
-    with pytest.raises(ValueError, match="hidden_size is 0; wanted a whole number of at least 1"):
+def test_bad_sizes(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as users run it
+    with pytest.raises(ValueError, match=r"^features is 0; wanted a whole number of at least 1"):
         LSTMCell(0).init(KEY, LSTMCell(1).initialize_carry(KEY, (B, I)), XS[:, 0])
+    with pytest.raises(ValueError, match=r"^features is 2\.5; wanted a whole number of at least 1"):
+        GRUCell(2.5).initialize_carry(KEY, (B, I))
+    with pytest.raises(ValueError, match=r"^features is -1; wanted a whole number of at least 1"):
+        LSTM(-1, num_layers=2).init(KEY, XS)
 
 
 def test_jit_grad_vmap_remat():

@@ -1,11 +1,13 @@
 """What only the NNX modules have: variables, transforms, optimisers, checkpoints."""
 
+import copy
 import inspect
 
 import chex
 import flax.errors
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import optax
 import orbax.checkpoint
@@ -13,9 +15,10 @@ import pytest
 from flax import nnx
 
 import lstmjax
-from lstmjax.nn.nnx import GRU, LSTM, GRUCell, LSTMCell, OptimizedLSTMCell, SimpleCell
+from lstmjax.nn.nnx import GRU, LSTM, RNN, GRUCell, LSTMCell, OptimizedLSTMCell, SimpleCell
 
 T, B, I, H = 4, 2, 3, 4
+RNGS = nnx.Rngs(0)
 XS = jax.random.normal(jax.random.key(1), (B, T, I), jnp.float32)
 CELLS = [LSTMCell, GRUCell, SimpleCell]
 
@@ -98,11 +101,51 @@ def test_simple_cells_compute_in_float32_unless_told():
         SimpleCell(I, H, gate_fn=jax.nn.sigmoid, rngs=nnx.Rngs(0))
 
 
-def test_bad_sizes():
-    with pytest.raises(ValueError, match="hidden_size is 0; wanted a whole number of at least 1"):
-        LSTM(I, 0, rngs=nnx.Rngs(0))
-    with pytest.raises(TypeError, match="num_layer"):
-        GRU(I, H, num_layer=2, rngs=nnx.Rngs(0))
+# name: (exception, what the message must hold, the call)
+BAD_CALLS = {
+    "size": (ValueError, "^hidden_features is 0; wanted a whole number of at least 1", lambda: LSTM(I, 0, rngs=RNGS)),
+    "size of a cell": (ValueError, "^hidden_features is 2.5; wanted", lambda: GRUCell(I, 2.5, rngs=RNGS)),
+    "inputs": (ValueError, "^in_features is -1; wanted a whole number of at least 0", lambda: GRU(-1, H, rngs=RNGS)),
+    "typo": (
+        TypeError, "^LSTM: .*'num_layer'; wanted in_features, hidden_features, .*num_layers, .*forget_bias",
+        lambda: LSTM(I, H, num_layer=2, rngs=RNGS),
+    ),
+    "typo in another": (TypeError, "^RNN: .*'gate'; wanted .*, activation", lambda: RNN(I, H, gate=abs, rngs=RNGS)),
+    "typo in a cell": (TypeError, "^GRUCell: .*'bias'; wanted .*, bias_init", lambda: GRUCell(I, H, bias=2, rngs=RNGS)),
+    "another cell's": (
+        TypeError, "^SimpleCell: .*'gate_fn'; wanted .*, residual", lambda: SimpleCell(I, H, gate_fn=abs, rngs=RNGS)
+    ),
+    "of the cell alone": (TypeError, "^LSTM: .*'carry_init'", lambda: LSTM(I, H, carry_init=abs, rngs=RNGS)),
+    "no activation": (TypeError, "activation is None; wanted an", lambda: RNN(I, H, activation=None, rngs=RNGS)),
+    "no rngs": (TypeError, "^GRU: missing .*'rngs'; wanted", lambda: GRU(I, H)),
+    "no size": (TypeError, "^LSTMCell: missing .*'hidden_features'; wanted", lambda: LSTMCell(I, rngs=RNGS)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_CALLS)
+def test_bad_calls(name, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    exception, message, call = BAD_CALLS[name]
+    with pytest.raises(exception, match=message):
+        call()
+
+
+def test_a_class_built_on_ours_has_its_own_arguments(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # NumPy's numbers are none of Python's
+
+    class Encoder(LSTM):
+        def __init__(self, size, *, rngs):
+            super().__init__(I, size, rngs=rngs)
+
+    assert Encoder(np.int64(H), rngs=nnx.Rngs(0))(XS)[1].shape == (B, T, H)
+    with pytest.raises(TypeError, match=r"^Encoder: .*'num_layers'; wanted size, rngs$"):
+        Encoder(H, num_layers=2, rngs=nnx.Rngs(0))
+
+
+def test_copies_compute_the_same(model):
+    for module in (model, LSTMCell(I, H, rngs=nnx.Rngs(0))):
+        for again in (copy.deepcopy(module), nnx.clone(module), nnx.merge(*nnx.split(module))):
+            chex.assert_trees_all_equal(again.params, module.params)
 
 
 @pytest.fixture

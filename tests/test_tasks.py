@@ -6,6 +6,7 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -185,6 +186,69 @@ def test_outputs_correct():
     assert tasks.outputs_correct(outputs, jnp.array([1, 1, 1, 0]), 0.2).tolist() == [False] * 4
 
 
+INTEGERS = ["int8", "uint8", "int16", "uint16", "int32", "uint32"]
+
+
+@pytest.fixture(params=[*INTEGERS, "int64", "uint64"])
+def integer(request):
+    """Every dtype of whole numbers, those of 64 bits in x64."""
+    with jax.enable_x64("64" in request.param):
+        yield jnp.dtype(request.param)
+
+
+def test_steps_and_symbols_are_counted_in_any_integer_dtype(integer):
+    # 300 steps and 400 symbols: more than 8 bits count.
+    steps, symbols = 300, 400
+    lengths = jnp.array([10, 20], integer)
+    rows = np.asarray(tasks.one_hot_until(jnp.full((steps, 2), 44, integer), symbols, lengths))
+    wanted = np.zeros((steps, 2, symbols))
+    wanted[:10, 0, 44] = wanted[:20, 1, 44] = 1
+    np.testing.assert_array_equal(rows, wanted)
+
+    legal = np.zeros((steps, 2, 7), bool)
+    legal[:, :, 0] = True
+    right = legal.astype(np.float32)
+    right[10:, 0] = right[20:, 1] = 0
+    assert tasks.reber_correct(jnp.asarray(right), jnp.asarray(legal), lengths).all()
+    right[19, 1] = 0
+    assert tasks.reber_correct(jnp.asarray(right), jnp.asarray(legal), lengths).tolist() == [True, False]
+
+    classes = jnp.array([44, 44], integer)
+    outputs = np.zeros((2, symbols), np.float32)
+    outputs[0, 44] = outputs[1, 43] = 1
+    assert tasks.outputs_correct(jnp.asarray(outputs), classes).tolist() == [True, False]
+    assert float(tasks.copy_accuracy(jnp.asarray(outputs)[:, None], classes[:, None], copies=2)) == 0.5
+    words = tasks.loan_text(jnp.eye(len(tasks.LOAN_VOCABULARY))[:1], jnp.array(1, integer))
+    assert words == "Today had to take a loan."
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
+def test_criteria_in_any_float(dtype):
+    # On the last number below the bound, and on the first above it.
+    with jax.enable_x64(dtype == "float64"):
+        near = jnp.asarray(np.array([0.04, 0.2, 0.3]), dtype)
+        below = np.asarray(near, float) < np.array([0.04, 0.2, 0.3])
+        eps = float(jnp.finfo(dtype).eps)
+        for n, bound in enumerate((0.04, 0.2, 0.3)):
+            tried = np.asarray(near[n]) * np.array([1 - eps, 1, 1 + eps], near.dtype)
+            wanted = [True, bool(below[n]), False]
+            if dtype in ("float32", "float64"):  # where the bound itself is rounded to the same number
+                tried, wanted = tried[::2], wanted[::2]
+            outputs = jnp.stack([jnp.asarray(tried)] * 2, -1).at[:, 1].set(1)
+            if bound == 0.04:
+                zeros = jnp.zeros(len(tried), "float64" if dtype == "float64" else "float32")
+                assert tasks.adding_correct_1997(jnp.asarray(tried), zeros).tolist() == wanted
+                assert tasks.adding_correct_1997(jnp.asarray(tried), zeros.astype(dtype)).tolist() == wanted
+            else:
+                assert tasks.outputs_correct(outputs, jnp.ones(len(tried), jnp.int32), bound).tolist() == wanted
+        legal = jnp.array([[[True, True] + [False] * 5]])
+        active = jnp.array([[[0.4, 0.3, 0.2, 0.1, 0, 0, 0]]], dtype)
+        assert tasks.reber_correct(active, legal, jnp.array([1])).tolist() == [True]
+        targets = jnp.arange(300)[:, None] % 2
+        logits = jax.nn.one_hot(targets.at[:100].add(1), 3, dtype=dtype)
+        assert float(tasks.copy_accuracy(logits, targets, copies=300)) == pytest.approx(2 / 3)
+
+
 def legal_after(text):
     """Every symbol that may follow, found by trying all paths through Reber's grammar, written down once more."""
     inner = {0: "B1", 1: "T2P3", 2: "S2X4", 3: "T3V5", 4: "X3S6", 5: "P4V6", 6: "E7"}
@@ -288,22 +352,46 @@ def test_vocabulary_has_no_word_twice():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: tasks.adding(1, 4), "length is 1; wanted at least 2"),
-        (lambda: tasks.adding_1997(10, 4), "length is 10; wanted at least 11"),
-        (lambda: tasks.copy_memory(0, 4), "lag is 0; wanted at least 1"),
-        (lambda: tasks.temporal_order(0), "batch_size is 0; wanted at least 1"),
-        (lambda: tasks.noisy_lag(3, 4, distractors=0), "distractors is 0; wanted at least 1"),
-        (lambda: tasks.loan_sentences(-1, 4), "gap is -1; wanted at least 0"),
-        (lambda: tasks.embedded_reber(0), "strings is 0; wanted at least 1"),
-        (lambda: tasks.continual_reber(0, 1), "length is 0; wanted at least 1"),
+        (lambda: tasks.adding(1, 4), "length is 1; wanted a whole number of at least 2"),
+        (lambda: tasks.adding_1997(10, 4), "length is 10; wanted a whole number of at least 11"),
+        (lambda: tasks.copy_memory(0, 4), "lag is 0; wanted a whole number of at least 1"),
+        (lambda: tasks.temporal_order(0), "batch_size is 0; wanted a whole number of at least 1"),
+        (lambda: tasks.noisy_lag(3, 4, distractors=0), "distractors is 0; wanted a whole number of at least 1"),
+        (lambda: tasks.loan_sentences(-1, 4), "gap is -1; wanted a whole number of at least 0"),
+        (lambda: tasks.embedded_reber(0), "strings is 0; wanted a whole number of at least 1"),
+        (lambda: tasks.continual_reber(0, 1), "length is 0; wanted a whole number of at least 1"),
+        (lambda: tasks.adding(20.0, 4), "length is 20.0; wanted a whole number of at least 2"),
+        (lambda: tasks.noisy_lag(3, True), "batch_size is True; wanted a whole number of at least 1"),
+        (lambda: tasks.temporal_order(4, length=9), "length is 9; wanted a whole number of at least 10"),
         (lambda: tasks.digits(test_share=1.0), "test_share is 1.0"),
         (lambda: tasks.character_windows("abc", 5, 2), "a part of the text has 3 characters; wanted more than 10"),
         (lambda: tasks.character_windows("abc" * 99, 5, 2, held_out=1.0), "held_out is 1.0"),
+        (lambda: tasks.character_windows("abc" * 99, 0, 2), "steps is 0; wanted a whole number of at least 1"),
+        (lambda: tasks.character_windows("abc" * 99, 5, 2.0), "batch_size is 2.0; wanted a whole number of at least 1"),
+        (lambda: tasks.unigram_entropy(""), "text has 0 characters; wanted at least 1"),
+        (lambda: tasks.bigram_entropy("a"), "text has 1 characters; wanted at least 2"),
+        (
+            lambda: tasks.copy_accuracy(jnp.ones((4, 1, 9)), jnp.ones((4, 1), int), 0),
+            "copies is 0; wanted a whole number",
+        ),
+        (lambda: tasks.copy_accuracy(jnp.ones((4, 1, 9)), jnp.ones((4, 1), int), 5), "copies is 5, of 4 steps"),
+        (lambda: tasks.decode_characters("ab", np.array([0, -1])), "ids run from -1 to 0; wanted 0 to 1"),
     ],
 )
-def test_bad_sizes_are_one_clear_error(make, message):
+def test_bad_sizes_are_one_clear_error(make, message, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_sizes_of_numpy(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    eleven, two = np.int8(11), np.int8(2)
+    for make in (tasks.adding, tasks.adding_1997, tasks.copy_memory, tasks.noisy_lag, tasks.continual_reber):
+        batch = jax.eval_shape(make(eleven, two), jax.random.key(0))
+        assert jax.tree.map(lambda a: (a.shape, a.dtype), batch) == jax.tree.map(
+            lambda a: (a.shape, a.dtype), jax.eval_shape(make(11, 2), jax.random.key(0))
+        )
 
 
 def test_digits():
@@ -379,6 +467,25 @@ def test_entropies():
     bigram = -sum(n / (len(text) - 1) * math.log2(n / before[a]) for (a, _), n in pairs.items())
     assert tasks.unigram_entropy(text) == pytest.approx(unigram)
     assert tasks.bigram_entropy(text) == pytest.approx(bigram)
+
+
+# NumPy strips NULs at the end of its strings; halves of a surrogate pair; beyond the first plane; the last code point.
+STRANGE = "a\0b\ud83d\ude00\U0001f600\uffff\u00e9\U0010ffff"
+
+
+@pytest.mark.parametrize("text", [STRANGE * 12, "\0" * 40, "\0\0a\0" * 12], ids=["strange", "NULs", "NULs at ends"])
+def test_every_character_counts(text):
+    data = tasks.character_windows(text, steps=3, batch_size=1, held_out=0.5)
+    assert data.vocabulary == "".join(sorted(set(text)))
+    read = tasks.decode_characters(data.vocabulary, data.train.inputs.ravel())
+    assert read == text[: len(read)]
+    rows = tasks.one_hot_text(text)
+    assert rows.shape == (len(text), len(data.vocabulary))
+    assert tasks.decode_characters(data.vocabulary, rows.argmax(-1)) == text
+    kinds = {a: chr(97 + n) for n, a in enumerate(data.vocabulary)}  # the same text in plain letters
+    plain = "".join(kinds[a] for a in text)
+    assert tasks.unigram_entropy(text) == tasks.unigram_entropy(plain)
+    assert tasks.bigram_entropy(text) == tasks.bigram_entropy(plain)
 
 
 def test_entropies_of_the_text_that_ships_with_python():

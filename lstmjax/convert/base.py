@@ -23,6 +23,9 @@ GATES: dict[type, int] = {LSTMParams: 4, GRUParams: 3, RNNParams: 1, ProjectedLS
 FUSED = (LSTMParams, GRUParams, RNNParams)
 """The kinds told apart by their number of gates."""
 
+RESET_BEFORE = "its reset gate acts before the product with the recurrent weights, and no cell here does that"
+"""Why the GRU of Haiku, and that of Keras with ``reset_after=False``, cannot be taken."""
+
 
 def kind_of(key: str, hidden: int, fused: int) -> type:
     """The kind of cell whose recurrent weights have ``hidden`` units on one axis and all gates on the other."""
@@ -174,15 +177,41 @@ def check_no_bias(name: str, params: Any, fields: Iterable[str], why: str) -> No
             raise ValueError(f"{name}.{field} is not all zero; wanted zeros, since {why}")
 
 
-def check_defaults(layer: Any, **wanted: Any) -> None:
+def check_defaults(layer: Any, why: str = "weights cannot say otherwise", **wanted: Any) -> None:
     """Raises where an attribute of a foreign layer makes it compute something that its weights do not tell."""
     for name, value in wanted.items():
         given = getattr(layer, name, value)
         given = getattr(given, "__name__", given)
         if given != value:
+            raise ValueError(f"{type(layer).__name__} has {name} = {given!r}; wanted {value!r}: {why}")
+
+
+def check_mapping(name: str, given: Any, wanted: str) -> None:
+    """Raises where something is no mapping of names."""
+    if not isinstance(given, Mapping):
+        raise TypeError(f"{name} is of type {type(given).__name__}; wanted {wanted}")
+
+
+def check_stack(params: Any, *kinds: type) -> list[tuple]:
+    """The cells of every layer of a stack, all of one of these kinds and each layer with as many directions."""
+    if hasattr(params, "_fields") or not isinstance(params, tuple | list):
+        raise TypeError(
+            f"params is of type {type(params).__name__}; wanted a tuple with one entry a layer, such as (params,)"
+        )
+    if not params:
+        raise ValueError("params is empty; wanted a tuple with one entry a layer, such as (params,)")
+    layers: list[tuple] = []
+    for depth, layer in enumerate(params):
+        layers.append(cells_of(layer))
+        for cell in layers[-1]:
+            check_params(f"params[{depth}]", cell, *kinds)
+        first = layers[0]
+        given, wanted = ([type(cell).__name__ for cell in cells] for cells in (layers[-1], first[:1] * len(first)))
+        if given != wanted:
             raise ValueError(
-                f"{type(layer).__name__} has {name} = {given!r}; wanted {value!r}, since weights cannot say otherwise"
+                f"params[{depth}] holds {' and '.join(given)}; wanted {' and '.join(wanted)}, as in the first layer"
             )
+    return layers
 
 
 def cells_of(layer: Any) -> tuple:

@@ -49,8 +49,6 @@ def from_equinox(cell: Any) -> LSTMParams | GRUParams:
     ('LSTMParams', (3, 20), (20,))
     """
     leaves = _leaves(cell)
-    if not {"weight_ih", "weight_hh"} <= set(leaves):
-        raise ValueError(f"{type(cell).__name__} lacks weight_ih or weight_hh; wanted an LSTMCell or a GRUCell")
     arrays = as_arrays(leaves)
     fused, hidden = matrix("weight_hh", arrays["weight_hh"])
     kind = kind_of("weight_hh", hidden, fused)
@@ -111,4 +109,7 @@ def to_equinox(params: LSTMParams | GRUParams, cell: Any) -> Any:
 def _leaves(cell: Any) -> dict[str, Any]:
     """The arrays that a cell has."""
     leaves = {name: getattr(cell, name, None) for name in FIELDS.values()}
-    return {name: leaf for name, leaf in leaves.items() if leaf is not None}
+    leaves = {name: leaf for name, leaf in leaves.items() if leaf is not None}
+    if not {"weight_ih", "weight_hh"} <= set(leaves):
+        raise ValueError(f"{type(cell).__name__} lacks weight_ih or weight_hh; wanted an LSTMCell or a GRUCell")
+    return leaves

@@ -19,6 +19,7 @@ from lstmjax.convert.base import (
     as_arrays,
     check_defaults,
     check_keys,
+    check_mapping,
     check_no_bias,
     check_params,
     check_shapes,
@@ -52,6 +53,7 @@ def _layout(kind: type, w_x: str, w_h: str, b: str, b_n: str = "") -> Layout:
     return Layout(kind, kernels | biases)
 
 
+NNX_CELLS = ("LSTMCell", "OptimizedLSTMCell", "GRUCell", "SimpleCell")
 LINEN = (
     _layout(LSTMParams, w_x="ii if ig io", w_h="hi hf hg ho", b="hi hf hg ho"),  # LSTMCell and OptimizedLSTMCell
     _layout(GRUParams, w_x="ir iz in", w_h="hr hz hn", b="ir iz in", b_n="hn"),
@@ -69,21 +71,23 @@ def from_linen(params: Mapping[str, Any]) -> Any:
     """The parameters of a Flax Linen ``LSTMCell``, ``OptimizedLSTMCell``, ``GRUCell`` or ``SimpleCell``.
 
     Args:
-        params: the cell's own dict: ``variables["params"]``, or ``variables["params"]["cell"]`` of an ``nn.RNN``.
+        params: the cell's own dict: ``variables["params"]``, or ``variables["params"]["cell"]`` of an ``nn.RNN``. It
+            does not tell other activations than σ and tanh, nor ``residual=True``.
 
     Returns:
         :class:`~lstmjax.LSTMParams`, :class:`~lstmjax.GRUParams` or :class:`~lstmjax.RNNParams`.
 
     Raises:
         ValueError: a key is unknown or missing, or a shape does not fit the others.
-        TypeError: a leaf is no array, not floating, float64 while JAX's 64-bit mode is off, or of another dtype than
-            the others.
+        TypeError: params is no dict; a leaf is no array, not floating, float64 while JAX's 64-bit mode is off, or of
+            another dtype than the others.
 
     >>> zeros = lambda *shape: np.zeros(shape, np.float32)
     >>> params = from_linen({"i": {"kernel": zeros(3, 5), "bias": zeros(5)}, "h": {"kernel": zeros(5, 5)}})
     >>> type(params).__name__, params.w_x.shape
     ('RNNParams', (3, 5))
     """
+    check_mapping("params", params, 'a dict, variables["params"]')
     return _read("params", dict(_flat(params)), LINEN)
 
 
@@ -118,8 +122,8 @@ def from_nnx(cell_or_state: Any) -> Any:
     """The parameters of a Flax NNX ``LSTMCell``, ``OptimizedLSTMCell``, ``GRUCell`` or ``SimpleCell``.
 
     Args:
-        cell_or_state: the cell, its ``nnx.state``, or that as a plain nested dict. Given the cell, its activations are
-            checked too.
+        cell_or_state: the cell, its ``nnx.state``, or that as a plain nested dict. Given the cell, its class and
+            activations are checked too.
 
     Returns:
         :class:`~lstmjax.LSTMParams`, :class:`~lstmjax.GRUParams` or :class:`~lstmjax.RNNParams`. NNX's GRUCell has no
@@ -128,8 +132,8 @@ def from_nnx(cell_or_state: Any) -> Any:
     Raises:
         ValueError: a key is unknown or missing, a shape does not fit the others, or the cell has other activations
             than σ and tanh, or ``residual=True``, which weights alone cannot say.
-        TypeError: a leaf is no array, not floating, float64 while JAX's 64-bit mode is off, or of another dtype than
-            the others.
+        TypeError: the module is none of these cells; a leaf is no array, not floating, float64 while JAX's 64-bit mode
+            is off, or of another dtype than the others.
 
     >>> from flax import nnx
     >>> cell = nnx.OptimizedLSTMCell(3, 5, rngs=nnx.Rngs(0))
@@ -137,7 +141,7 @@ def from_nnx(cell_or_state: Any) -> Any:
     True
     """
     if not isinstance(cell_or_state, Mapping):
-        check_defaults(cell_or_state, gate_fn="sigmoid", activation_fn="tanh", residual=False)
+        _check_nnx_cell(cell_or_state)
     return _read("state", _nnx_leaves(cell_or_state), NNX)
 
 
@@ -155,7 +159,8 @@ def to_nnx(params: Any, cell: Any) -> Any:
     Raises:
         ValueError: the cell is of another kind or size, or it is a GRU and b_n, for which NNX has no place, is not
             zero.
-        TypeError: the parameters are of no cell that NNX knows, or dtypes are not floating or not the same.
+        TypeError: the parameters are of no cell that NNX knows, the cell is no NNX module, or dtypes are not floating
+            or not the same.
 
     >>> import jax, lstmjax
     >>> from flax import nnx
@@ -167,11 +172,14 @@ def to_nnx(params: Any, cell: Any) -> Any:
     check_params("params", params, *FUSED)
     from flax import nnx
 
-    given = _nnx_leaves(cell)
     what = type(cell).__name__
+    if not isinstance(cell, nnx.Module):
+        raise TypeError(f"cell is a {what}; wanted an NNX cell")
+    given = _nnx_leaves(cell)
     fitting = [layout for layout in NNX if layout.kind is type(params) and set(layout.paths) == set(given)]
     if not fitting:
-        raise ValueError(f"{what} has {listed(given)}, which is no cell for {type(params).__name__}")
+        hint = _inside(given, NNX)
+        raise ValueError(f"{what} has {listed(given)}, which is no cell for {type(params).__name__}{hint}")
     layout = fitting[0]
     if "b_n" not in layout.leaves:
         check_no_bias("params", params, ("b_n",), f"Flax NNX's {what} has no recurrent bias")
@@ -183,6 +191,17 @@ def to_nnx(params: Any, cell: Any) -> Any:
         (path, leaf.replace(jnp.array(new["/".join(map(str, path))]))) for path, leaf in nnx.to_flat_state(weights)
     ]
     return nnx.merge(graph, nnx.from_flat_state(leaves), rest)
+
+
+def _check_nnx_cell(cell: Any) -> None:
+    """Raises where a module is no cell of NNX's own, or computes what its weights do not tell."""
+    from flax import nnx
+
+    if type(cell).__name__ not in NNX_CELLS:
+        hint = _inside(_nnx_leaves(cell), NNX) if isinstance(cell, nnx.Module) else ""
+        wanted = f"{', '.join(NNX_CELLS[:-1])} or {NNX_CELLS[-1]}"
+        raise TypeError(f"cell_or_state is a {type(cell).__name__}; wanted an {wanted}, or a state{hint}")
+    check_defaults(cell, gate_fn="sigmoid", activation_fn="tanh", residual=False)
 
 
 def _nnx_leaves(cell_or_state: Any) -> dict[str, Any]:
@@ -203,6 +222,13 @@ def _flat(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]
             yield f"{above}{name}", value
 
 
+def _inside(leaves: Mapping[str, Any], layouts: Sequence[Layout]) -> str:
+    """How a message ends where a wrapper was given: the names under which it has a cell's parameters."""
+    ends = [f"/{path}" for layout in layouts for path in layout.paths]
+    above = dict.fromkeys(path.removesuffix(end) for path in leaves for end in ends if path.endswith(end))
+    return f"; a cell's parameters are under {listed(above)}: convert those" if above else ""
+
+
 def _read(what: str, leaves: Mapping[str, Any], layouts: Sequence[Layout]) -> Any:
     """Our parameters from leaves laid out in one of these ways."""
     nearest = max(len(set(leaves) & set(layout.paths)) for layout in layouts)
@@ -210,6 +236,7 @@ def _read(what: str, leaves: Mapping[str, Any], layouts: Sequence[Layout]) -> An
     if not nearest:
         raise ValueError(
             f"{what} holds no cell's parameters: given {listed(leaves)}; wanted such as {listed(alike[0].paths)}"
+            f"{_inside(leaves, layouts)}"
         )
     check_keys(what, leaves, min((layout.paths for layout in alike), key=len))
     arrays = as_arrays(leaves)

@@ -1,4 +1,4 @@
-"""Haiku: parameters of ``hk.LSTM``.
+"""Haiku: parameters of ``hk.LSTM``. Its GRU is another than ours: there the reset gate acts before the product.
 
 w   [I + H, 4H]   w_x over w_h, gates in the order i, g, f, o
 b   [4H]          b in that order; every step adds 1 to the forget gate's, which here is in b
@@ -11,9 +11,24 @@ from typing import Any
 import numpy as np
 
 from lstmjax.cells.lstm import LSTMParams
-from lstmjax.convert.base import as_arrays, check_keys, check_params, check_shapes, listed, matrix, own, reorder
+from lstmjax.convert.base import (
+    RESET_BEFORE,
+    as_arrays,
+    check_keys,
+    check_mapping,
+    check_params,
+    check_shapes,
+    listed,
+    matrix,
+    own,
+    reorder,
+)
 
 LSTM = re.compile(r"(.*/)?lstm(_\d+)?/linear")
+NAMED = re.compile(r".*[^~]/linear")
+"""An LSTM with a name of its own; what a module builds when it is made itself stands after a ``~``."""
+
+GRU = {"w_i", "w_h", "b"}
 
 
 def from_haiku(params: Mapping[str, Any]) -> LSTMParams:
@@ -31,9 +46,10 @@ def from_haiku(params: Mapping[str, Any]) -> LSTMParams:
         :class:`~lstmjax.LSTMParams`.
 
     Raises:
-        ValueError: there is no LSTM or more than one, a key is unknown or missing, or a shape does not fit.
-        TypeError: a value is no array, not floating, float64 while JAX's 64-bit mode is off, or of another dtype than
-            the other.
+        ValueError: there is no LSTM or more than one, a key is unknown or missing, or a shape does not fit; or these
+            are an ``hk.GRU``'s.
+        TypeError: params is no dict; a value is no array, not floating, float64 while JAX's 64-bit mode is off, or of
+            another dtype than the other.
 
     >>> params = from_haiku({"lstm/linear": {"w": np.zeros((8, 20), np.float32), "b": np.zeros(20, np.float32)}})
     >>> params.w_x.shape, params.w_h.shape, float(params.b[5])
@@ -81,12 +97,15 @@ def to_haiku(params: LSTMParams) -> dict[str, np.ndarray]:
 
 def _lstm_in(params: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
     """The LSTM's own parameters, and what to call them."""
+    check_mapping("params", params, "a dict of arrays, or of modules")
     modules = {name: value for name, value in params.items() if isinstance(value, Mapping)}
+    found = [name for name in modules if (NAMED if len(modules) == 1 else LSTM).fullmatch(name)]
+    if not found:
+        for what, own_dict in {"params": params, **{f"params[{name!r}]": own for name, own in modules.items()}}.items():
+            if set(own_dict) == GRU:
+                raise ValueError(f"{what} is an hk.GRU's; wanted an hk.LSTM's: {RESET_BEFORE}")
     if not modules:
         return "params", params
-    found = [name for name in modules if LSTM.fullmatch(name)]
-    if len(modules) == 1:
-        found = list(modules)
     if len(found) != 1:
         raise ValueError(
             f"params holds {len(found)} modules named as an LSTM's; wanted one: give that module's own dict, one of "

@@ -17,9 +17,11 @@ from jaxtyping import Array
 from lstmjax.cells.gru import GRUParams
 from lstmjax.convert.base import (
     FUSED,
+    RESET_BEFORE,
     as_arrays,
     cells_of,
     check_defaults,
+    check_dtypes,
     check_no_bias,
     check_params,
     check_shapes,
@@ -32,16 +34,20 @@ from lstmjax.convert.base import (
 )
 
 NAMES = ("kernel", "recurrent_kernel", "bias")
+LAYERS = ("LSTM", "GRU", "SimpleRNN", "RNN")
+CELLS = ("LSTMCell", "GRUCell", "SimpleRNNCell")
 
 
 def from_keras(layer_or_weights: Any) -> Any:
     """The parameters of a ``keras.layers.LSTM``, ``GRU``, ``SimpleRNN`` or ``Bidirectional`` of one of them.
 
     Given a layer, what its weights do not tell is checked too; given weights, a GRU without biases is taken to have
-    ``reset_after=True``, and every activation to be the default one.
+    ``reset_after=True``, and every activation to be the default one. Dropout, ``stateful`` and masks are no parameters:
+    they are for whoever calls :func:`lstmjax.unroll`.
 
     Args:
-        layer_or_weights: a built layer, or what its ``get_weights()`` returns: kernel, recurrent kernel and, unless
+        layer_or_weights: a built layer, one of Keras's own cells or an ``RNN`` around one, or what its
+            ``get_weights()`` returns: kernel, recurrent kernel and, unless
             it has none, bias; those of both directions, forwards first, for a bidirectional layer.
 
     Returns:
@@ -53,8 +59,9 @@ def from_keras(layer_or_weights: Any) -> Any:
             cannot say: a GRU with ``reset_after=False``, ``go_backwards``, other activations than σ and tanh, a
             ``merge_mode`` that is not concat. For the two in the middle, convert the weights, and say
             ``reverse=True`` or ``activation=`` here.
-        TypeError: a weight is no array, not floating, float64 while JAX's 64-bit mode is off, or of another dtype than
-            the others.
+        TypeError: it is another layer, such as a model around one of these or a class of your own, for which its
+            weights are wanted; a weight is no array, not floating, float64 while JAX's 64-bit mode is off, or of
+            another dtype than the others.
 
     >>> zeros = lambda *shape: np.zeros(shape, np.float32)
     >>> params = from_keras([zeros(3, 15), zeros(5, 15), zeros(2, 15)])
@@ -65,6 +72,8 @@ def from_keras(layer_or_weights: Any) -> Any:
     if callable(getattr(layer_or_weights, "get_weights", None)):
         counts = (4, 6) if _check_layer(layer_or_weights) else (2, 3)
         weights = layer_or_weights.get_weights()
+    elif not isinstance(weights, tuple | list):
+        raise _unknown(weights)
     if len(weights) not in counts:
         raise ValueError(
             f"{len(weights)} weights given; wanted {' or '.join(map(str, counts))}: of each direction kernel, "
@@ -98,23 +107,39 @@ def to_keras(params: Any, *, bias: bool = True) -> list[np.ndarray]:
     [(3, 15), (5, 15), (2, 15)]
     """
     weights: list[Any] = []
-    for cell in cells_of(params):
-        check_params("params", cell, *FUSED)
+    cells = list(cells_of(params))
+    for n, cell in enumerate(cells):
+        name = f"params[{n}]" if len(cells) > 1 else "params"
+        check_params(name, cell, *FUSED)
+        check_shapes({f"{name}.w_x": cell.w_x}, {f"{name}.w_x": (cells[0].w_x.shape[0], cell.w_x.shape[1])})
         if not bias:
-            check_no_bias("params", cell, ("b", "b_n"), "bias is False")
+            check_no_bias(name, cell, ("b", "b_n"), "bias is False")
         weights += _to_cell(cell)[: 3 if bias else 2]
-    return list(own({str(n): w for n, w in enumerate(weights)}).values())
+    arrays = {f"weights[{n}]": w for n, w in enumerate(weights)}
+    check_dtypes(arrays)
+    return list(own(arrays).values())
 
 
 def _check_layer(layer: Any) -> bool:
     """Whether a layer is bidirectional; raises where it computes what its weights do not tell."""
-    check_defaults(layer, merge_mode="concat")
-    both = hasattr(layer, "forward_layer")
+    both = type(layer).__name__ == "Bidirectional"
+    if both:
+        check_defaults(layer, merge_mode="concat")
     for inner, backwards in [(layer.forward_layer, False), (layer.backward_layer, True)] if both else [(layer, False)]:
+        cell = inner.cell if type(inner).__name__ in LAYERS else inner
+        if type(cell).__name__ not in CELLS:  # a subclass, or a layer around one, computes who knows what
+            raise _unknown(cell)
         check_defaults(inner, go_backwards=backwards)
-        cell = getattr(inner, "cell", inner)
-        check_defaults(cell, activation="tanh", recurrent_activation="sigmoid", reset_after=True)
+        check_defaults(cell, activation="tanh", recurrent_activation="sigmoid")
+        check_defaults(cell, why=RESET_BEFORE, reset_after=True)
     return both
+
+
+def _unknown(given: Any) -> TypeError:
+    return TypeError(
+        f"layer_or_weights is a {type(given).__name__}; wanted an LSTM, GRU, SimpleRNN, Bidirectional or RNN of "
+        "Keras's own, one of its cells, or a list of weights: of a model, one of model.layers"
+    )
 
 
 def _from_cell(weights: Sequence[tuple[str, Array]], inputs: int | None) -> Any:
@@ -127,8 +152,7 @@ def _from_cell(weights: Sequence[tuple[str, Array]], inputs: int | None) -> Any:
     for key, b in rest:
         if two and b.ndim == 1:
             raise ValueError(
-                f"{key} has shape {b.shape}: a GRU with reset_after=False, where the reset gate acts before the "
-                f"product; wanted {(2, fused)}, a GRU with reset_after=True"
+                f"{key} has shape {b.shape}, a GRU's with reset_after=False; wanted {(2, fused)}: {RESET_BEFORE}"
             )
     shapes = ((inputs or matrix(x_key, w_x)[0], fused), (hidden, fused), (2, fused) if two else (fused,))
     check_shapes(arrays, dict(zip(arrays, shapes, strict=False)))

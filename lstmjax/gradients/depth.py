@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lstmjax.checks import whole_number
+from lstmjax import init as initializers
 from lstmjax.gradients import scaled
 from lstmjax.typing import Initializer, Key, Params
 
@@ -74,7 +75,7 @@ def feed_forward(
     width: int,
     *,
     activation: Callable[[Array], Array],
-    w_init: Initializer = jax.nn.initializers.lecun_normal(),
+    w_init: Initializer = initializers.lecun_normal(),
 ) -> tuple[Callable[[Key], tuple[DenseParams, ...]], Callable[..., Array]]:
     """The slides' deep network: ``depth`` layers of one width, y ← φ(y W + b).
 

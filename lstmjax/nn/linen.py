@@ -22,6 +22,7 @@ from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array
 
 from lstmjax.cells import Cell
+from lstmjax.checks import whole_number
 from lstmjax.nn import common
 from lstmjax.nn.common import KERNEL_INIT, RECURRENT_KERNEL_INIT
 from lstmjax.typing import Initializer, Key, Params, Shape, State
@@ -113,7 +114,7 @@ class _Cell(_WithParams, flax_linen.RNNCellBase):
         """
         leaves = len(self.kind.state._fields)
         keys = list(jax.random.split(rng, leaves)) if leaves > 1 else [rng]
-        shape = (*input_shape[:-1], self.features)
+        shape = (*input_shape[:-1], whole_number("features", self.features))
         return common.draw_carry(self.kind, self.carry_init, keys, shape, self.param_dtype)
 
     @property
@@ -126,7 +127,7 @@ class _Cell(_WithParams, flax_linen.RNNCellBase):
         activations = {"activation": self.activation_fn}
         if hasattr(self, "gate_fn"):
             activations["gate_activation"] = self.gate_fn
-        return self.kind.build(self.features, **activations)
+        return self.kind.build(whole_number("features", self.features), **activations)
 
     @flax_linen.nowrap
     def _parts(self, in_features: int) -> dict[str, Any]:
@@ -311,8 +312,9 @@ class _Sequence(_WithParams, flax_linen.Module):
     @flax_linen.nowrap
     def _stack(self) -> common.Stack:
         activations = {"activation": self.activation} if hasattr(self, "activation") else {}
+        cell = self.kind.build(whole_number("features", self.features), **activations)
         return common.Stack(
-            self.kind.build(self.features, **activations), self.num_layers, self.bidirectional, self.dropout_rate,
+            cell, self.num_layers, self.bidirectional, self.dropout_rate,
             self.time_major, self.dtype, self.param_dtype,
         )  # fmt: skip
 

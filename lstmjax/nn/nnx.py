@@ -12,6 +12,7 @@ and ``nnx.SimpleCell``, and compute the same values from the same weights. What 
 * ``initialize_carry`` wants random keys only where a ``carry_init`` is given; and a carry keeps its dtype.
 """
 
+import inspect
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -23,6 +24,7 @@ from flax.nnx.nn.dtypes import promote_dtype as flax_promote_dtype
 from jaxtyping import Array
 
 from lstmjax.cells import Cell
+from lstmjax.checks import whole_number
 from lstmjax.nn import common
 from lstmjax.nn.common import KERNEL_INIT, RECURRENT_KERNEL_INIT
 from lstmjax.typing import Initializer, Key, Params, Shape, State
@@ -31,17 +33,39 @@ from lstmjax.unroll import Implementation
 NO_METADATA: Mapping[str, Any] = MappingProxyType({})
 
 
-class _WithParams:
-    """Assignment to ``params`` goes to the property; NNX would take it for a new attribute."""
+class _Module:
+    """What cells and sequences share: errors of construction that name the class, and the property ``params``."""
+
+    def __new__(cls, *args: Any, **options: Any):
+        """Refuses unknown and missing arguments by the name of the class that was called, which Python would not."""
+        if args or options:  # neither where a module is copied
+            try:
+                _signature(cls).bind(*args, **options)
+            except TypeError as error:
+                raise TypeError(f"{cls.__name__}: {error}; wanted {', '.join(_signature(cls).parameters)}") from None
+        return super().__new__(cls)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        """Assignment to ``params`` goes to the property; NNX would take it for a new attribute."""
         if name == "params":
             object.__setattr__(self, name, value)
         else:
             super().__setattr__(name, value)
 
 
-class _Cell(_WithParams, flax_nnx.RNNCellBase):
+def _signature(cls: type) -> inspect.Signature:
+    """The arguments of a class: those of its ``__init__``, and of the one above to which that hands ``**options``."""
+    parameters: dict[str, inspect.Parameter] = {}
+    for base in cls.__mro__:
+        if "__init__" in vars(base):
+            _, *own = inspect.signature(vars(base)["__init__"]).parameters.values()
+            parameters = {p.name: p for p in own if p.kind is not p.VAR_KEYWORD} | parameters
+            if all(p.kind is not p.VAR_KEYWORD for p in own):
+                break
+    return inspect.Signature(sorted(parameters.values(), key=lambda p: p.kind))
+
+
+class _Cell(_Module, flax_nnx.RNNCellBase):
     kind: ClassVar[common.Kind]
     residual = False
 
@@ -65,8 +89,8 @@ class _Cell(_WithParams, flax_nnx.RNNCellBase):
         recurrent_kernel_metadata: Mapping[str, Any] = NO_METADATA,
         bias_metadata: Mapping[str, Any] = NO_METADATA,
     ):
-        self.in_features = in_features
-        self.hidden_features = hidden_features
+        self.in_features = whole_number("in_features", in_features, 0)
+        self.hidden_features = whole_number("hidden_features", hidden_features)
         self.gate_fn = gate_fn
         self.activation_fn = activation_fn
         self.dtype = dtype
@@ -74,10 +98,11 @@ class _Cell(_WithParams, flax_nnx.RNNCellBase):
         self.carry_init = carry_init
         self.promote_dtype = promote_dtype
         self.rngs = rngs.carry.fork() if keep_rngs else flax_nnx.data(None)
-        _ = self.cell  # the core checks sizes and activations
+        _ = self.cell  # the core checks activations
 
         metadata = {"w_x": kernel_metadata, "w_h": recurrent_kernel_metadata}
-        parts = common.blueprint(self.kind, in_features, hidden_features, kernel_init, recurrent_kernel_init, bias_init)
+        sizes = self.in_features, self.hidden_features
+        parts = common.blueprint(self.kind, *sizes, kernel_init, recurrent_kernel_init, bias_init)
         for name, (draw, shape) in parts.items():
             drawn = draw(rngs.params(), shape, param_dtype)
             setattr(self, name, flax_nnx.Param(drawn, **metadata.get(name, bias_metadata)))
@@ -174,7 +199,7 @@ class LSTMCell(_Cell):
 
     Raises:
         ValueError: hidden_features is not a positive whole number.
-        TypeError: an activation cannot be called.
+        TypeError: an activation cannot be called, or an argument is unknown or missing.
 
     >>> from flax import nnx
     >>> layer = nnx.RNN(LSTMCell(3, 4, rngs=nnx.Rngs(0)))
@@ -253,7 +278,7 @@ class SimpleCell(_Cell):
         )  # fmt: skip
 
 
-class _Sequence(_WithParams, flax_nnx.Module):
+class _Sequence(_Module, flax_nnx.Module):
     cell_type: ClassVar[type[_Cell]]
 
     def __init__(
@@ -271,24 +296,24 @@ class _Sequence(_WithParams, flax_nnx.Module):
         recurrent_kernel_init: Initializer = RECURRENT_KERNEL_INIT,
         bias_init: Initializer | None = None,
         rngs: flax_nnx.Rngs,
-        **cell_options: Any,
     ):
-        self.in_features = in_features
-        self.hidden_features = hidden_features
+        self.in_features = whole_number("in_features", in_features, 0)
+        self.hidden_features = whole_number("hidden_features", hidden_features)
         self.num_layers = num_layers
         self.bidirectional = bidirectional
         self.dropout_rate = dropout_rate
         self.time_major = time_major
         self.dtype = dtype
         self.param_dtype = param_dtype
-        sizes = common.input_sizes(in_features, hidden_features, num_layers, bidirectional)
+        sizes = common.input_sizes(self.in_features, self.hidden_features, num_layers, bidirectional)
+        activations = {"activation_fn": vars(self)["activation"]} if "activation" in vars(self) else {}
 
         def cells(sizes: list[int]) -> list[_Cell]:
             return [
                 self.cell_type(
-                    size, hidden_features, dtype=dtype, param_dtype=param_dtype, kernel_init=kernel_init,
+                    size, self.hidden_features, dtype=dtype, param_dtype=param_dtype, kernel_init=kernel_init,
                     recurrent_kernel_init=recurrent_kernel_init, rngs=rngs,
-                    bias_init=common.stack_bias_init(self.cell_type.kind, bias_init), **cell_options,
+                    bias_init=common.stack_bias_init(self.cell_type.kind, bias_init), **activations,
                 )
                 for size in sizes
             ]  # fmt: skip
@@ -394,6 +419,7 @@ class LSTM(_Sequence):
 
     Raises:
         ValueError: a size is not a positive whole number, or both forget_bias and bias_init are given.
+        TypeError: an argument is unknown or missing.
 
     >>> from flax import nnx
     >>> model = LSTM(3, 4, num_layers=2, rngs=nnx.Rngs(0))
@@ -453,4 +479,5 @@ class RNN(_Sequence):
     def __init__(
         self, in_features: int, hidden_features: int, *, activation: Callable[..., Any] = jnp.tanh, **options: Any
     ):
-        super().__init__(in_features, hidden_features, activation_fn=activation, **options)
+        self.activation = activation
+        super().__init__(in_features, hidden_features, **options)

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Shaped
 
-from lstmjax.tasks.base import Batch, Draw, all_steps, check_sizes
+from lstmjax.checks import whole_number
+from lstmjax.tasks.base import Batch, Draw, all_steps, at_least_float32
 from lstmjax.typing import Key
 
 
@@ -26,13 +27,13 @@ def adding(length: int, batch_size: int) -> Draw:
         ``draw``: xs ``[T, B, 2]``, targets ``[B]``, all rows T long.
 
     Raises:
-        ValueError: length is below 2, or batch_size below 1.
+        ValueError: length is no whole number of at least 2, or batch_size none of at least 1.
 
     >>> batch = jax.jit(adding(20, 3))(jax.random.key(0))
     >>> batch.xs.shape, batch.xs[:, :, 1].sum(0).tolist()
     ((20, 3, 2), [2.0, 2.0, 2.0])
     """
-    check_sizes(batch_size, 2, length=length)
+    length, batch_size = whole_number("length", length, 2), whole_number("batch_size", batch_size)
 
     def draw(key: Key) -> Batch:
         k_value, k_first, k_second = jax.random.split(key, 3)
@@ -70,13 +71,13 @@ def adding_1997(length: int, batch_size: int) -> Draw:
         ``draw``: xs ``[T + T//10, B, 2]``, targets ``[B]``.
 
     Raises:
-        ValueError: length is below 11, or batch_size below 1.
+        ValueError: length is no whole number of at least 11, or batch_size none of at least 1.
 
     >>> batch = jax.jit(adding_1997(100, 3))(jax.random.key(0))
     >>> batch.xs.shape, [batch.xs[0, 0, 1].item(), batch.xs[batch.lengths[0] - 1, 0, 1].item()]
     ((110, 3, 2), [-1.0, -1.0])
     """
-    check_sizes(batch_size, 11, length=length)
+    length, batch_size = whole_number("length", length, 11), whole_number("batch_size", batch_size)
     longest = length + length // 10
 
     def draw(key: Key) -> Batch:
@@ -103,7 +104,7 @@ def adding_correct_1997(predicted: Float[Array, "*B"], targets: Float[Array, "*B
     >>> adding_correct_1997(jnp.array([0.5, 0.5]), jnp.array([0.53, 0.55])).tolist()
     [True, False]
     """
-    return jnp.abs(predicted - targets) < 0.04
+    return jnp.abs(at_least_float32(predicted) - at_least_float32(targets)) < 0.04
 
 
 def _other(draws: Shaped[Array, " B"], taken: Shaped[Array, " B"]) -> Array:

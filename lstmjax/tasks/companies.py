@@ -94,12 +94,16 @@ def slide_unit(weights: Mapping[str, GateWeights] = SLIDE_WEIGHTS, dtype: Any = 
     Returns:
         Parameters with I = H = 1.
 
+    Raises:
+        TypeError: dtype is not floating.
+
     >>> from lstmjax import LSTMState, lstm_step
     >>> state, _ = lstm_step(slide_unit(), LSTMState(c=jnp.array([2.0]), h=jnp.array([1.0])), jnp.array([1.0]))
     >>> round(float(state.c[0]), 4), round(float(state.h[0]), 4)
     (2.9476, 0.9862)
     """
     gates = [weights[name] for name in SLIDE_WEIGHTS]
+    dtype = _floating(dtype)
 
     def row(values: list[float]) -> Array:
         return jnp.array([values], dtype)
@@ -123,6 +127,7 @@ def company_values(name: str, dtype: Any = jnp.float32) -> Array:
 
     Raises:
         ValueError: there is no such company.
+        TypeError: dtype is not floating.
 
     >>> from lstmjax import lstm, unroll
     >>> for name, company in COMPANIES.items():
@@ -133,4 +138,11 @@ def company_values(name: str, dtype: Any = jnp.float32) -> Array:
     """
     if name not in COMPANIES:
         raise ValueError(f"name is {name!r}; wanted one of {', '.join(COMPANIES)}")
-    return jnp.array(COMPANIES[name].days, dtype)[:, None]
+    return jnp.array(COMPANIES[name].days, _floating(dtype))[:, None]
+
+
+def _floating(dtype: Any) -> Any:
+    """The dtype, where it holds fractions: whole numbers would cut them off without a word."""
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"dtype is {jnp.dtype(dtype)}; wanted a floating dtype")
+    return dtype

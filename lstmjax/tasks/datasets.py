@@ -5,6 +5,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from lstmjax.checks import whole_number
+from lstmjax.tasks.sources import code_points
+
 SUNSPOT_TRAINING = (1700, 1920)
 SUNSPOT_TESTS = {"1921-55": (1921, 1955), "1956-79": (1956, 1979), "1921-2008": (1921, 2008)}
 
@@ -155,7 +158,8 @@ def character_windows(text: str, steps: int, batch_size: int, held_out: float = 
         held_out: share of the text, at its end.
 
     Raises:
-        ValueError: a part is too short for one window of every row.
+        ValueError: a part is too short for one window of every row, a size is no whole number of at least 1, or
+            held_out not between 0 and 1.
 
     >>> text = "abcdefghijklmnopqrstuvwxyz" * 4
     >>> data = character_windows(text, steps=5, batch_size=2, held_out=0.25)
@@ -166,45 +170,65 @@ def character_windows(text: str, steps: int, batch_size: int, held_out: float = 
     """
     if not 0 < held_out < 1:
         raise ValueError(f"held_out is {held_out}; wanted a share between 0 and 1")
-    symbols, ids = np.unique(np.array(list(text)), return_inverse=True)
+    steps, batch_size = whole_number("steps", steps), whole_number("batch_size", batch_size)
+    symbols, ids = np.unique(code_points(text), return_inverse=True)
     ids = ids.astype(np.int32)
     border = len(ids) - round(held_out * len(ids))
     parts = [_windows(part, steps, batch_size) for part in (ids[:border], ids[border:])]
-    return Characters("".join(symbols), *parts)
+    return Characters("".join(map(chr, symbols)), *parts)
 
 
 def decode_characters(vocabulary: str, ids: NDArray) -> str:
     """Ids as text.
 
+    Raises:
+        ValueError: an id is below 0, or there is no such character.
+
     >>> decode_characters("ab", np.array([1, 0]))
     'ba'
     """
+    ids = np.asarray(ids)
+    if ids.size and not 0 <= ids.min() <= ids.max() < len(vocabulary):
+        raise ValueError(f"ids run from {ids.min()} to {ids.max()}; wanted 0 to {len(vocabulary) - 1}")
     return "".join(vocabulary[i] for i in ids)
 
 
 def unigram_entropy(text: str) -> float:
     """Bits a character of the best guess that knows how often each occurs: H = −Σ p(a) log2 p(a).
 
+    Raises:
+        ValueError: text is empty.
+
     >>> unigram_entropy("abab")
     1.0
     """
-    return _entropy(np.unique(np.array(list(text)), return_counts=True)[1])
+    _check_text(text, 1)
+    return _entropy(np.unique(code_points(text), return_counts=True)[1])
 
 
 def bigram_entropy(text: str) -> float:
     """Bits a character of the best guess that knows the one before: H = −Σ p(a, b) log2 p(b | a).
 
+    Raises:
+        ValueError: text has less than two characters.
+
     >>> bigram_entropy("abab")
     0.0
     """
-    ids = np.unique(np.array(list(text)), return_inverse=True)[1].astype(np.int64)
+    _check_text(text, 2)
+    ids = np.unique(code_points(text), return_inverse=True)[1].astype(np.int64)
     pairs = np.unique(ids[:-1] * (ids.max() + 1) + ids[1:], return_counts=True)[1]
     return _entropy(pairs) - _entropy(np.unique(ids[:-1], return_counts=True)[1])
 
 
 def _entropy(counts: NDArray) -> float:
     p = counts / counts.sum()
-    return float(-(p * np.log2(p)).sum())
+    return float((p * np.log2(1 / p)).sum())
+
+
+def _check_text(text: str, least: int) -> None:
+    if len(text) < least:
+        raise ValueError(f"text has {len(text)} characters; wanted at least {least}")
 
 
 def _windows(ids: NDArray, steps: int, batch_size: int) -> Windows:

@@ -15,10 +15,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Integer
 from numpy.typing import NDArray
 
-from lstmjax.tasks.base import Batch, check_sizes
+from lstmjax.checks import whole_number
+from lstmjax.tasks.base import Batch, steps_taken
 from lstmjax.typing import Key
 
 REBER_SYMBOLS = "BTPSXVE"
@@ -69,13 +70,13 @@ def embedded_reber(strings: int, seed: int = 0) -> Batch:
         being the most that occur; targets ``[T, B, 7]`` booleans, the legal successors; lengths ``[B]``.
 
     Raises:
-        ValueError: strings is below 1.
+        ValueError: strings is no whole number of at least 1.
 
     >>> batch = embedded_reber(2)
     >>> [reber_string(batch.xs[:n, b]) for b, n in enumerate(batch.lengths.tolist())]
     ['BPBPVPXTTTTVVEP', 'BPBPVVEP']
     """
-    check_sizes(1, 1, strings=strings)
+    strings = whole_number("strings", strings)
     rng = np.random.default_rng(seed)
     walks = [_walk(rng) for _ in range(strings)]
     longest = max(len(ids) for ids, _ in walks)
@@ -102,13 +103,13 @@ def continual_reber(length: int, batch_size: int) -> Callable[[Key], Batch]:
         ``draw``: xs ``[T, B, 7]`` one-hot, targets ``[T, B, 7]`` booleans, the legal successors; all rows T long.
 
     Raises:
-        ValueError: a size is below 1.
+        ValueError: a size is no whole number of at least 1.
 
     >>> batch = jax.jit(continual_reber(40, 2))(jax.random.key(1))
     >>> batch.xs.shape, reber_string(batch.xs[:3, 0]) in ("BTB", "BPB")
     ((40, 2, 7), True)
     """
-    check_sizes(batch_size, 1, length=length)
+    length, batch_size = whole_number("length", length), whole_number("batch_size", batch_size)
     legal, symbols, nodes = _tables()
 
     def draw(key: Key) -> Batch:
@@ -126,7 +127,7 @@ def continual_reber(length: int, batch_size: int) -> Callable[[Key], Batch]:
 
 
 def reber_correct(
-    activations: Float[Array, "T B 7"], legal: Bool[Array, "T B 7"], lengths: Int[Array, " B"]
+    activations: Float[Array, "T B 7"], legal: Bool[Array, "T B 7"], lengths: Integer[Array, " B"]
 ) -> Bool[Array, " B"]:
     """Which strings are predicted: at every step, the least active legal symbol above the most active illegal one.
 
@@ -137,8 +138,7 @@ def reber_correct(
     """
     worst = jnp.where(legal, activations, jnp.inf).min(-1)
     best = jnp.where(legal, -jnp.inf, activations).max(-1)
-    beyond = jnp.arange(len(legal), dtype=lengths.dtype)[:, None] >= lengths
-    return ((worst > best) | beyond).all(0)
+    return ((worst > best) | ~steps_taken(len(legal), lengths)).all(0)
 
 
 def reber_string(xs: Float[Array, "T 7"]) -> str:

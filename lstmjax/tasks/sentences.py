@@ -9,9 +9,10 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Integer
 
-from lstmjax.tasks.base import Batch, Draw, check_sizes
+from lstmjax.checks import whole_number
+from lstmjax.tasks.base import Batch, Draw
 from lstmjax.typing import Key
 
 _OPENINGS, _VERBS = ("Today", "Last year"), ("need", "had")
@@ -49,7 +50,7 @@ def loan_sentences(gap: int, batch_size: int) -> Draw:
         "had".
 
     Raises:
-        ValueError: gap is negative, or batch_size below 1.
+        ValueError: gap is no whole number of at least 0, or batch_size none of at least 1.
 
     >>> batch = jax.jit(loan_sentences(gap=0, batch_size=8))(jax.random.key(0))
     >>> for text in sorted({loan_text(batch.xs[:, b], batch.targets[b]) for b in range(8)}):
@@ -57,7 +58,7 @@ def loan_sentences(gap: int, batch_size: int) -> Draw:
     Last year, due to my current job situation and family conditions, I had to take a loan.
     Today, due to my current job situation and family conditions, I need to take a loan.
     """
-    check_sizes(batch_size, 0, gap=gap)
+    gap, batch_size = whole_number("gap", gap, 0), whole_number("batch_size", batch_size)
     openings, before, after, adjectives = map(_ids, (_OPENINGS, _BEFORE, _AFTER, _ADJECTIVES))
 
     def draw(key: Key) -> Batch:
@@ -71,7 +72,7 @@ def loan_sentences(gap: int, batch_size: int) -> Draw:
     return draw
 
 
-def loan_text(xs: Float[Array, "T V"], verb: int | Int[Array, ""]) -> str:
+def loan_text(xs: Float[Array, "T V"], verb: int | Integer[Array, ""]) -> str:
     """One sentence in words: what was read, the verb (0 for "need", 1 for "had"), and how it ends.
 
     >>> words = jnp.array([LOAN_VOCABULARY.index(word) for word in ("Today", ",", "I")])

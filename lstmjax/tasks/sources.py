@@ -18,13 +18,24 @@ def english_text() -> str:
     return "\n".join(topics[name] for name in sorted(topics))
 
 
+def code_points(text: str) -> NDArray[np.int32]:
+    r"""A text as ``[len(text)]`` numbers, one a character, in the characters' order; ``chr`` leads back.
+
+    NumPy's own strings will not do: they end before a NUL.
+
+    >>> code_points("a\0").tolist()
+    [97, 0]
+    """
+    return np.fromiter(map(ord, text), np.int32, len(text))
+
+
 def one_hot_text(text: str) -> NDArray[np.float32]:
     """A text as ``[len(text), symbols]``: one row a character, one column a distinct symbol, in sorted order.
 
     >>> one_hot_text("abba").tolist()
     [[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [1.0, 0.0]]
     """
-    symbols, index = np.unique(np.array(list(text)), return_inverse=True)
+    symbols, index = np.unique(code_points(text), return_inverse=True)
     return np.eye(len(symbols), dtype=np.float32)[index]
 
 

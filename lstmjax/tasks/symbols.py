@@ -5,9 +5,10 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Integer
 
-from lstmjax.tasks.base import Batch, Draw, all_steps, check_sizes, one_hot_until
+from lstmjax.checks import whole_number
+from lstmjax.tasks.base import Batch, Draw, all_steps, at_least_32_bits, one_hot_until
 from lstmjax.typing import Key
 
 
@@ -34,13 +35,14 @@ def copy_memory(lag: int, batch_size: int, *, copies: int = 10, symbols: int = 8
         ``draw``: xs ``[lag + 20, B, 10]`` one-hot, targets ``[lag + 20, B]`` whole numbers from 0 to 8.
 
     Raises:
-        ValueError: a size is below 1.
+        ValueError: a size is no whole number of at least 1.
 
     >>> batch = jax.jit(copy_memory(3, 1, copies=2, symbols=1))(jax.random.key(0))
     >>> batch.xs.argmax(-1)[:, 0].tolist(), batch.targets[:, 0].tolist()
     ([0, 0, 1, 1, 2, 1, 1], [1, 1, 1, 1, 1, 0, 0])
     """
-    check_sizes(batch_size, 1, lag=lag, copies=copies, symbols=symbols)
+    lag, batch_size = whole_number("lag", lag), whole_number("batch_size", batch_size)
+    copies, symbols = whole_number("copies", copies), whole_number("symbols", symbols)
 
     def draw(key: Key) -> Batch:
         memory = jax.random.randint(key, (copies, batch_size), 0, symbols)
@@ -52,14 +54,20 @@ def copy_memory(lag: int, batch_size: int, *, copies: int = 10, symbols: int = 8
     return draw
 
 
-def copy_accuracy(logits: Float[Array, "T B N"], targets: Int[Array, "T B"], copies: int = 10) -> Float[Array, ""]:
+def copy_accuracy(logits: Float[Array, "T B N"], targets: Integer[Array, "T B"], copies: int = 10) -> Float[Array, ""]:
     """The share of the symbols at the end that are repeated right; 1/8 by chance.
+
+    Raises:
+        ValueError: copies is no whole number from 1 to T.
 
     >>> targets = jnp.array([[8], [8], [1], [0]])
     >>> float(copy_accuracy(jax.nn.one_hot(targets.at[-1].set(5), 9), targets, copies=2))
     0.5
     """
-    return (logits[-copies:].argmax(-1) == targets[-copies:]).mean()
+    if whole_number("copies", copies) > len(targets):
+        raise ValueError(f"copies is {copies}, of {len(targets)} steps")
+    targets = at_least_32_bits(targets[-copies:])
+    return (jnp.argmax(logits[-copies:], -1).astype(targets.dtype) == targets).mean(dtype=jnp.float32)
 
 
 def temporal_order(batch_size: int, length: int = 100) -> Draw:
@@ -85,13 +93,13 @@ def temporal_order(batch_size: int, length: int = 100) -> Draw:
         ``draw``: xs ``[length + length//10, B, 8]`` one-hot, targets ``[B]`` classes.
 
     Raises:
-        ValueError: length is below 10, or batch_size below 1.
+        ValueError: length is no whole number of at least 10, or batch_size none of at least 1.
 
     >>> batch = jax.jit(temporal_order(2))(jax.random.key(0))
     >>> batch.xs.shape, (batch.xs[:, :, 6:].sum((0, 2))).tolist()
     ((110, 2, 8), [2.0, 2.0])
     """
-    check_sizes(batch_size, 10, length=length)
+    batch_size, length = whole_number("batch_size", batch_size), whole_number("length", length, 10)
     tenth, half = length // 10, length // 2
 
     def draw(key: Key) -> Batch:
@@ -133,14 +141,15 @@ def noisy_lag(lag: int, batch_size: int, *, distractors: int | None = None, most
         ``draw``: xs ``[q + most_extra + 3, B, p + 4]`` one-hot up to e, targets ``[B]``: 0 for x, 1 for y.
 
     Raises:
-        ValueError: a size is below 1.
+        ValueError: a size is no whole number of at least 1.
 
     >>> batch = jax.jit(noisy_lag(5, 4, most_extra=2))(jax.random.key(0))
     >>> batch.xs.shape, bool((batch.xs[1].argmax(-1) == 7 + batch.targets).all())
     ((10, 4, 9), True)
     """
-    kinds = lag if distractors is None else distractors
-    check_sizes(batch_size, 1, lag=lag, distractors=kinds, most_extra=most_extra)
+    lag, batch_size = whole_number("lag", lag), whole_number("batch_size", batch_size)
+    kinds = lag if distractors is None else whole_number("distractors", distractors)
+    most_extra = whole_number("most_extra", most_extra)
 
     def draw(key: Key) -> Batch:
         k_extra, k_noise, k_letter = jax.random.split(key, 3)
