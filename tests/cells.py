@@ -1,9 +1,20 @@
-"""The cells every general test runs over, and the drawing of a problem for them."""
+"""The cells every general test runs over, the drawing of a problem for them, and how two ways are compared.
 
+A test's time is what it compiles. So weights are drawn by NumPy, and a test is one jitted program that goes both ways
+and hands back both answers: :func:`compiled`.
+"""
+
+import contextlib
+import dataclasses
+
+import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import lstmjax
+from lstmjax import fused
+from lstmjax.unroll import run_scan
 
 HIDDEN = 5
 CELLS = {
@@ -15,13 +26,58 @@ CELLS = {
 
 
 def problem(cell, shape, seed=0, dtype=jnp.float64):
-    """Parameters, inputs of the shape and a state that is not zero, all of one dtype."""
-    k_params, k_xs, k_state = jax.random.split(jax.random.key(seed), 3)
-    params = cell.init(k_params, shape[-1], dtype)
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(k_params, len(leaves))
-    # Biases that are not zero, so that a bias left out or put elsewhere shows.
-    leaves = [p + 0.1 * jax.random.normal(k, p.shape, dtype) for p, k in zip(leaves, keys, strict=True)]
-    empty = cell.initial_state(shape[1:-1], dtype)
-    state = jax.tree.map(lambda s: 0.5 * jax.random.normal(k_state, s.shape, dtype), empty)
-    return jax.tree.unflatten(tree, leaves), jax.random.normal(k_xs, shape, dtype), state
+    """Parameters, inputs of the shape and a state that is not zero, all of one dtype; drawn without a compiler.
+
+    A matrix keeps a vector about as long as it was. Biases are not zero, so that one left out or put elsewhere shows.
+    """
+    rng = np.random.default_rng(seed)
+
+    def drawn(like, scale):
+        return jnp.asarray((scale * rng.normal(size=like.shape)).astype(like.dtype))
+
+    params = jax.eval_shape(lambda key: cell.init(key, shape[-1], dtype), jax.random.key(0))
+    state = jax.eval_shape(lambda: cell.initial_state(shape[1:-1], dtype))
+    params = jax.tree.map(lambda p: drawn(p, len(p) ** -0.5 if p.ndim == 2 else 0.1), params)
+    return params, drawn(jax.ShapeDtypeStruct(shape, dtype), 1.0), jax.tree.map(lambda s: drawn(s, 0.5), state)
+
+
+def compiled(function, *args):
+    """What the function returns, as one program, in NumPy's arrays."""
+    return jax.tree.map(np.asarray, jax.jit(function)(*args))
+
+
+def same(a, b, tolerance=1e-12):
+    """Two trees are equal to the tolerance, absolute and relative; the default is float64's."""
+    chex.assert_trees_all_close(a, b, atol=tolerance, rtol=tolerance)
+
+
+def inner(a, b):
+    """The inner product of two trees."""
+    return sum((x * y).sum() for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def loss_of(run):
+    """A scalar of all that an unroll returns, no derivative of which is constant."""
+
+    def loss(*args):
+        final, ys = run(*args)
+        return jnp.sin(ys).sum() + sum((s**2).sum() for s in jax.tree.leaves(final))
+
+    return loss
+
+
+def replaced(cell, **fields):
+    """The cell with other fields."""
+    return dataclasses.replace(cell, **fields) if dataclasses.is_dataclass(cell) else cell._replace(**fields)
+
+
+@contextlib.contextmanager
+def block_elements(count):
+    """The fused unroll's blocks at another size; nothing compiled at one size is used at another."""
+    before, fused.BLOCK_ELEMENTS = fused.BLOCK_ELEMENTS, count
+    run_scan.clear_cache()
+    try:
+        yield
+    finally:
+        fused.BLOCK_ELEMENTS = before
+        run_scan.clear_cache()
