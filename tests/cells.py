@@ -5,7 +5,6 @@ and hands back both answers: :func:`compiled`.
 """
 
 import contextlib
-import dataclasses
 
 import chex
 import jax
@@ -13,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import lstmjax
-from lstmjax import fused
-from lstmjax.unroll import run_scan
+from lstmjax.recurrence import linear
+from lstmjax.unroll import run
 
 HIDDEN = 5
 CELLS = {
@@ -56,28 +55,23 @@ def inner(a, b):
     return sum((x * y).sum() for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
-def loss_of(run):
+def loss_of(way):
     """A scalar of all that an unroll returns, no derivative of which is constant."""
 
     def loss(*args):
-        final, ys = run(*args)
+        final, ys = way(*args)
         return jnp.sin(ys).sum() + sum((s**2).sum() for s in jax.tree.leaves(final))
 
     return loss
 
 
-def replaced(cell, **fields):
-    """The cell with other fields."""
-    return dataclasses.replace(cell, **fields) if dataclasses.is_dataclass(cell) else cell._replace(**fields)
-
-
 @contextlib.contextmanager
 def block_elements(count):
     """The fused unroll's blocks at another size; nothing compiled at one size is used at another."""
-    before, fused.BLOCK_ELEMENTS = fused.BLOCK_ELEMENTS, count
-    run_scan.clear_cache()
+    before, linear.BLOCK_ELEMENTS = linear.BLOCK_ELEMENTS, count
+    run.clear_cache()
     try:
         yield
     finally:
-        fused.BLOCK_ELEMENTS = before
-        run_scan.clear_cache()
+        linear.BLOCK_ELEMENTS = before
+        run.clear_cache()

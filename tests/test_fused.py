@@ -1,119 +1,127 @@
 """The fused unroll: the same numbers as the scan, to every order, from fewer and larger products."""
 
-import chex
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 import lstmjax
 from lstmjax import unroll
 from lstmjax.recurrence import linear
-from lstmjax.unroll import run
-from tests.cells import CELLS, problem
+from tests.cells import CELLS, block_elements, compiled, problem, same
+from tests.cells import loss_of as loss_of_run
 
 
-@pytest.fixture(autouse=True)
-def _x64(x64):
-    pass
+@pytest.fixture(autouse=True, scope="module")
+def _x64():
+    with jax.enable_x64(True):
+        yield
 
 
 def loss_of(cell, implementation, **options):
-    def loss(*args):
-        final, ys = unroll(cell, *args, implementation=implementation, **options)
-        return jnp.sin(ys).sum() + sum((s**2).sum() for s in jax.tree.leaves(final))
-
-    return loss
-
-
-@pytest.fixture(params=[1, 64, 2**19], ids=["blocks of the least size", "small blocks", "one block"])
-def blocks(request, monkeypatch):
-    """Block lengths that do and do not divide T; nothing compiled under another length is used again."""
-    monkeypatch.setattr(linear, "BLOCK_ELEMENTS", request.param)
-    run.clear_cache()
-    yield
-    run.clear_cache()
+    return loss_of_run(lambda *args: unroll(cell, *args, implementation=implementation, **options))
 
 
 OPTIONS = {
     "plain": {},
-    "lengths": {"lengths": jnp.array([70, 33], jnp.int32)},
+    "lengths": {"lengths": np.array([70, 33], np.int32)},
     "mask and resets": {
         "mask": np.arange(140).reshape(70, 2) % 5 != 1,
         "resets": np.arange(140).reshape(70, 2) % 17 == 3,
     },
     "reverse": {
         "reverse": True,
-        "lengths": jnp.array([70, 33], jnp.int32),
+        "lengths": np.array([70, 33], np.int32),
         "resets": np.arange(140).reshape(70, 2) % 17 == 3,
     },
     "remat": {"remat_block": 16},
 }
+# Blocks of lengths that do and do not divide T.
+BLOCKS = {"blocks of the least size": 1, "small blocks": 64, "one block": 2**19}
+
+
+@functools.cache
+def values_and_gradients(name, options):
+    """By the scan, and by the fused unroll in blocks of every size."""
+    cell, options = CELLS[name], OPTIONS[options]
+
+    def every_way(*args):
+        def run(implementation):
+            return jax.value_and_grad(loss_of(cell, implementation, **options), argnums=(0, 1, 2))(*args)
+
+        ways = {"scan": run("scan")}
+        for blocks, elements in BLOCKS.items():
+            with block_elements(elements):
+                ways[blocks] = run("fused")
+        return ways
+
+    return compiled(every_way, *problem(cell, (70, 2, 3)))
 
 
 @pytest.mark.parametrize("name", ["lstm", "gru", "rnn"])
 @pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("blocks", BLOCKS)
 def test_equals_the_scan(name, options, blocks):
-    cell, options = CELLS[name], OPTIONS[options]
-    args = problem(cell, (70, 2, 3))
-    got = jax.value_and_grad(loss_of(cell, "fused", **options), argnums=(0, 1, 2))(*args)
-    want = jax.value_and_grad(loss_of(cell, "scan", **options), argnums=(0, 1, 2))(*args)
-    chex.assert_trees_all_close(got, want, atol=1e-11, rtol=1e-11)
+    ways = values_and_gradients(name, options)
+    same(ways[blocks], ways["scan"], 1e-11)
 
 
-@given(name=st.sampled_from(sorted(CELLS)), t=st.integers(0, 9), batch=st.lists(st.integers(0, 3), max_size=2))
-def test_equals_the_scan_for_any_shape(name, t, batch):
+@pytest.mark.parametrize("name", CELLS)
+def test_equals_the_scan_for_any_shape(name):
     cell = CELLS[name]
-    args = problem(cell, (t, *batch, 3))
-    tangents = problem(cell, (t, *batch, 3), seed=1)
-    for run in (
-        lambda f: jax.value_and_grad(f, argnums=(0, 1, 2))(*args),
-        lambda f: jax.jvp(f, args, tangents),
-    ):
-        chex.assert_trees_all_close(run(loss_of(cell, "fused")), run(loss_of(cell, "scan")), atol=1e-11, rtol=1e-11)
+    shapes = [(9, 2, 3), (1, 3), (0, 2, 3), (2, 0, 3), (3, 1, 2, 3)]
+    args = [tuple(problem(cell, shape, seed) for seed in (0, 1)) for shape in shapes]
+
+    def both(args):
+        for at, along in args:
+            for way in (
+                lambda loss, at=at: jax.value_and_grad(loss, argnums=(0, 1, 2))(*at),
+                lambda loss, at=at, along=along: jax.jvp(loss, at, along),
+            ):
+                yield way(loss_of(cell, "fused")), way(loss_of(cell, "scan"))
+
+    for got, wanted in compiled(lambda args: list(both(args)), args):
+        same(got, wanted, 1e-11)
 
 
 @pytest.mark.parametrize("name", ["lstm", "gru", "rnn"])
 def test_second_order_equals_the_scan(name):
     cell = CELLS[name]
-    args, v = problem(cell, (6, 2, 3)), problem(cell, (6, 2, 3), seed=1)
 
-    def products(implementation):
-        grad = jax.grad(loss_of(cell, implementation), argnums=(0, 1, 2))
+    # By forward-over-reverse; that the other ways come to the same, test_reference.py says.
+    def product(implementation, at, along):
+        return jax.jvp(jax.grad(loss_of(cell, implementation), argnums=(0, 1, 2)), at, along)[1]
 
-        def along_v(*args):
-            pairs = zip(jax.tree.leaves(grad(*args)), jax.tree.leaves(v), strict=True)
-            return sum((x * y).sum() for x, y in pairs)
-
-        return jax.jvp(grad, args, v)[1], jax.grad(along_v, argnums=(0, 1, 2))(*args)
-
-    chex.assert_trees_all_close(products("fused"), products("scan"), atol=1e-10, rtol=1e-10)
+    args = problem(cell, (6, 2, 3)), problem(cell, (6, 2, 3), seed=1)
+    same(*compiled(lambda *a: [product("fused", *a), product("scan", *a)], *args), 1e-10)
 
 
-@pytest.mark.parametrize("wanted", ["params", "xs", "state"])
-def test_derivatives_by_one_argument_alone(wanted):
+def test_derivatives_by_one_argument_alone():
     # What is not asked for is a symbolic zero inside the rule.
     cell = CELLS["lstm"]
-    args = problem(cell, (9, 2, 3))
-    at = ("params", "xs", "state").index(wanted)
-    got = jax.grad(loss_of(cell, "fused"), argnums=at)(*args)
-    chex.assert_trees_all_close(got, jax.grad(loss_of(cell, "scan"), argnums=at)(*args), atol=1e-12)
+
+    def both(*args):
+        return [
+            [jax.grad(loss_of(cell, implementation), argnums=at)(*args) for at in range(3)]
+            for implementation in ("fused", "scan")
+        ]
+
+    same(*compiled(both, *problem(cell, (9, 2, 3))))
 
 
 def test_state_history_is_differentiable():
     cell = CELLS["lstm"]
-    args = problem(cell, (9, 2, 3))
 
     def of(implementation):
         def loss(*args):
             states = lstmjax.state_history(cell, *args, implementation=implementation, include_initial=True)
             return jnp.sin(states.c).sum() + jnp.cos(states.h).sum()
 
-        return jax.grad(loss, argnums=(0, 1, 2))(*args)
+        return jax.grad(loss, argnums=(0, 1, 2))
 
-    chex.assert_trees_all_close(of("fused"), of("scan"), atol=1e-12)
+    same(*compiled(lambda *args: [of("fused")(*args), of("scan")(*args)], *problem(cell, (9, 2, 3))))
 
 
 def residual_arrays(cell, steps, batch):
@@ -150,7 +158,7 @@ def test_a_replaced_step_is_the_one_that_runs():
     cell = CELLS["lstm"]
     doubled = cell.replace(step=lambda p, s, x: (s, 2 * x[..., :2]))
     params, xs, _ = problem(cell, (4, 2, 3))
-    np.testing.assert_array_equal(unroll(doubled, params, xs)[1], 2 * xs[..., :2])
+    np.testing.assert_array_equal(unroll(doubled, params, xs)[1], 2 * np.asarray(xs)[..., :2])
 
 
 @pytest.mark.parametrize(

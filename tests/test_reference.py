@@ -4,52 +4,64 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.test_util import check_grads
 
 import lstmjax
 from lstmjax import unroll
 from tests import reference
-from tests.cells import CELLS, problem
+from tests.cells import CELLS, compiled, inner, loss_of, problem, same
 
 
 def test_lstm_equals_numpy(x64):
     cell = lstmjax.lstm(7)
-    params, xs, state = problem(cell, (23, 4, 3))
-    weights = jax.random.normal(jax.random.key(9), (23, 4, 7))
+    args = problem(cell, (23, 4, 3))
+    weights = np.random.default_rng(9).normal(size=(23, 4, 7))
 
     def loss(params, xs, state):
         final, ys = unroll(cell, params, xs, state)
-        return (weights * ys).sum() + jnp.sin(final.c).sum()
+        return (weights * ys).sum() + jnp.sin(final.c).sum(), (final, ys)
 
-    final, ys = unroll(cell, params, xs, state)
-    expected_ys, expected_c, tape = reference.lstm(*map(np.asarray, (*params, xs, *state)))
+    grads, (final, ys) = compiled(jax.grad(loss, argnums=(0, 1, 2), has_aux=True), *args)
+    params, xs, state = jax.tree.map(np.asarray, args)
+    expected_ys, expected_c, tape = reference.lstm(*params, xs, *state)
     np.testing.assert_allclose(ys, expected_ys, atol=1e-10, rtol=0)
     np.testing.assert_allclose(final.c, expected_c, atol=1e-10, rtol=0)
     np.testing.assert_array_equal(final.h, ys[-1])
-
-    d_params, d_xs, d_state = jax.grad(loss, argnums=(0, 1, 2))(params, xs, state)
-    expected = reference.lstm_backward(
-        np.asarray(params.w_x),
-        np.asarray(params.w_h),
-        tape,
-        np.asarray(weights),
-        np.cos(expected_c),
-    )
-    for got, want in zip((*d_params, d_xs, *d_state), expected, strict=True):
+    expected = reference.lstm_backward(params.w_x, params.w_h, tape, weights, np.cos(expected_c))
+    for got, want in zip(jax.tree.leaves(grads), expected, strict=True):
         np.testing.assert_allclose(got, want, atol=1e-10, rtol=0)
 
 
 @pytest.mark.parametrize("name", CELLS)
 def test_derivatives_equal_finite_differences(name, x64):
-    # Forward and reverse mode, first and second order.
-    cell = CELLS[name]
-    args = problem(cell, (4, 2, 3))
+    # Forward and reverse mode, first and second order, along one direction in all arguments at once.
+    cell, eps = CELLS[name], 1e-6
+    loss = loss_of(lambda *args: unroll(cell, *args, lengths=np.array([4, 2])))
+    at, along = problem(cell, (4, 2, 3)), problem(cell, (4, 2, 3), seed=1)
 
-    def loss(params, xs, state):
-        final, ys = unroll(cell, params, xs, state, lengths=jnp.array([4, 2]))
-        return jnp.sin(ys).sum() + sum(jnp.cos(s).sum() for s in jax.tree.leaves(final))
+    def derivatives(at, along):
+        def moved(scale):
+            return jax.tree.map(lambda a, v: a + scale * v, at, along)
 
-    check_grads(loss, args, order=2, modes=("fwd", "rev"), eps=1e-6, atol=1e-6, rtol=1e-6)
+        gradient = jax.grad(lambda at: loss(*at))
+        nearby = jax.lax.map(lambda scale: (loss(*moved(scale)), gradient(moved(scale))), np.array([-eps, eps]))
+        first = {
+            "differences": (nearby[0][1] - nearby[0][0]) / (2 * eps),
+            "forward": jax.jvp(lambda at: loss(*at), (at,), (along,))[1],
+            "reverse": inner(gradient(at), along),
+        }
+        second = {
+            "differences": jax.tree.map(lambda g: (g[1] - g[0]) / (2 * eps), nearby[1]),
+            "forward over reverse": jax.jvp(gradient, (at,), (along,))[1],
+            "reverse over reverse": jax.grad(lambda at: inner(gradient(at), along))(at),
+            "reverse over forward": jax.grad(lambda at: jax.jvp(lambda a: loss(*a), (at,), (along,))[1])(at),
+        }
+        return first, second
+
+    for ways in compiled(derivatives, at, along):
+        differences, exact, *others = ways.values()
+        same(differences, exact, 1e-7)
+        for other in others:
+            same(other, exact, 1e-11)
 
 
 def torch_model(kind, layers, bidirectional, seed):
@@ -67,9 +79,9 @@ def params_from_torch(model, layer, suffix=""):
     w_x, w_h, b_x, b_h = get("weight_ih").T, get("weight_hh").T, get("bias_ih"), get("bias_hh")
     if model.mode == "GRU":
         recurrent = np.concatenate([b_h[:10], np.zeros(5, np.float32)])
-        return lstmjax.GRUParams(*map(jnp.asarray, (w_x, w_h, b_x + recurrent, b_h[10:])))
+        return lstmjax.GRUParams(w_x, w_h, b_x + recurrent, b_h[10:])
     kind = lstmjax.LSTMParams if model.mode == "LSTM" else lstmjax.RNNParams
-    return kind(*map(jnp.asarray, (w_x, w_h, b_x + b_h)))
+    return kind(w_x, w_h, b_x + b_h)
 
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
@@ -102,32 +114,29 @@ def test_equals_pytorch(kind, layers, bidirectional, padded):
     t_loss = (torch.tensor(weights) * t_ys).sum() + sum((v**2).sum() for v in t_final.values())
     t_loss.backward()
 
+    empty = jax.eval_shape(lambda: cell.initial_state((4,)))
+
     def pack(start):
         """PyTorch's [layers · directions, B, H] as states of ours."""
-        states = [
-            cell.initial_state((4,))._replace(**{k: start[k][n] for k in t_final}) for n in range(len(start["h"]))
-        ]
+        states = [type(empty)(**{k: start[k][n] for k in t_final}) for n in range(len(start["h"]))]
         return list(zip(states[::2], states[1::2], strict=True)) if bidirectional else states
 
     def run(params, xs, start):
-        finals, ys = lstmjax.unroll_stack(
-            net, params, xs, pack(start), lengths=jnp.asarray(lengths) if padded else None
-        )
+        finals, ys = lstmjax.unroll_stack(net, params, xs, pack(start), lengths=lengths if padded else None)
         flat = [s for final in finals for s in (final if bidirectional else (final,))]
         return ys, {k: jnp.stack([getattr(s, k) for s in flat]) for k in t_final}
 
     def loss(params, xs, start):
         ys, final = run(params, xs, start)
-        return (weights * ys).sum() + sum((v**2).sum() for v in final.values())
+        return (weights * ys).sum() + sum((v**2).sum() for v in final.values()), (ys, final)
 
-    start = {k: jnp.asarray(start[k]) for k in t_final}
-    ys, final = run(params, jnp.asarray(xs), start)
+    start = {k: start[k] for k in t_final}
+    gradients, (ys, final) = compiled(jax.grad(loss, argnums=(0, 1, 2), has_aux=True), params, xs, start)
     close(ys, t_ys)
-    for k in t_final:
-        close(final[k], t_final[k])
-    d_params, d_xs, d_start = jax.grad(loss, argnums=(0, 1, 2))(params, jnp.asarray(xs), start)
+    d_params, d_xs, d_start = gradients
     close(d_xs, t_xs.grad)
     for k in t_final:
+        close(final[k], t_final[k])
         close(d_start[k], t_start[k].grad)
     flat = [p for layer in d_params for p in (layer if bidirectional else (layer,))]
     names = [f"_l{n}{s}" for n in range(layers) for s in suffixes[:directions]]
@@ -155,8 +164,8 @@ def test_other_activations_take_the_place_of_theirs(name, x64):
 
     cell = getattr(lstmjax, name)(5, gate_activation=gate, activation=soft_sign)
     params, xs, state = problem(cell, (1, 2, 3))
-    got, _ = unroll(cell, params, xs, state)
-    x, h = np.asarray(xs[0]), np.asarray(state.h)
+    got, _ = compiled(lambda *a: unroll(cell, *a), params, xs, state)
+    x, h = np.asarray(xs)[0], np.asarray(state.h)
     w_x, w_h, b, *_ = map(np.asarray, params)
     if name == "lstm":
         i, f, g, o = np.split(x @ w_x + h @ w_h + b, 4, axis=-1)
