@@ -14,20 +14,35 @@ import jaxtyping
 import numpy as np
 import pytest
 from flax import nnx
-from jax.test_util import check_grads
 
 import lstmjax
 import lstmjax.nn.linen as our_linen
 import lstmjax.nn.nnx as our_nnx
 from lstmjax.nn import common
+from tests.cells import compiled, inner
 
 T, B, I, H = 5, 2, 3, 4
 KEY = jax.random.key(0)
-XS = jax.random.normal(jax.random.key(1), (B, T, I), jnp.float32)
-LENGTHS = jnp.array([5, 3], jnp.int32)
+LENGTHS = np.array([5, 3], np.int32)
 FRAMEWORKS = ["nnx", "linen"]
 ZEROS = jax.nn.initializers.zeros
-DRAWN = {"kernel_init": ZEROS, "recurrent_kernel_init": ZEROS}  # replaced at once: not worth a decomposition
+
+
+def drawn(tree, seed):
+    """Numbers for every shape of a tree, biases among them, so that one left out shows; without a compiler."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda s: jnp.asarray((rng.normal(size=s.shape) / 2).astype(s.dtype)), tree)
+
+
+XS = drawn(jax.ShapeDtypeStruct((B, T, I), jnp.float32), 1)
+FIRST = jnp.asarray(np.asarray(XS)[:, 0])
+
+
+def filled(build):
+    """An NNX module whose parameters are drawn by NumPy instead of by its initialisers."""
+    module = nnx.eval_shape(build)
+    nnx.update(module, drawn(nnx.state(module, nnx.Param), 0))
+    return module
 
 
 class Nnx(NamedTuple):
@@ -85,16 +100,14 @@ KINDS = {"lstm": common.LSTM, "plain lstm": common.LSTM, "gru": common.GRU, "sim
 
 def weights(name, seed=0):
     """The core's parameters of a cell, with biases that are not zero, so that one left out shows."""
-    params = KINDS[name].build(H).init(jax.random.key(seed), I)
-    params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(KEY, p.shape), params)
+    params = drawn(jax.eval_shape(lambda: KINDS[name].build(H).init(KEY, I)), seed)
     # The one bias that nnx.GRUCell leaves out; test_the_bias_that_nnx_leaves_out has it.
-    return params._replace(b_n=jnp.zeros(H)) if name == "gru" else params
+    return params._replace(b_n=jnp.asarray(np.zeros(H, np.float32))) if name == "gru" else params
 
 
 def ours(framework, name, params, **options):
     if framework == "nnx":
-        module = getattr(our_nnx, NAMES[name])(I, H, rngs=nnx.Rngs(0), **DRAWN, **options)
-        return Nnx(module).replaced(params)
+        return Nnx(filled(lambda: getattr(our_nnx, NAMES[name])(I, H, rngs=nnx.Rngs(0), **options))).replaced(params)
     module = getattr(our_linen, NAMES[name])(H, **options)
     return Linen(module, module.variables_from(params))
 
@@ -104,7 +117,7 @@ def theirs(framework, name, params, **options):
     tree = flax_tree(framework, name, params)
     if framework == "linen":
         return Linen(getattr(linen, NAMES[name])(H, **options), {"params": tree})
-    cell = getattr(nnx, NAMES[name])(I, H, rngs=nnx.Rngs(0), **DRAWN, **options)
+    cell = filled(lambda: getattr(nnx, NAMES[name])(I, H, rngs=nnx.Rngs(0), **options))
     for layer, parts in tree.items():
         for part, value in parts.items():
             getattr(getattr(cell, layer), part).set_value(value)
@@ -120,14 +133,20 @@ def flax_tree(framework, name, params):
         return {"i": {"kernel": params.w_x, "bias": params.b}, "h": {"kernel": params.w_h}}
     gates, with_bias = ("rzn", "i") if name == "gru" else ("ifgo", "h")
     tree = {}
-    blocks = zip(gates, *(jnp.split(p, len(gates), axis=-1) for p in params[:3]), strict=True)
-    for gate, w_x, w_h, b in blocks:
+    for n, gate in enumerate(gates):
+        w_x, w_h, b = (p[..., n * H : (n + 1) * H] for p in params[:3])
         for way, kernel in (("i", w_x), ("h", w_h)):
             key = "if_" if framework == "nnx" and way + gate == "if" else way + gate
             tree[key] = {"kernel": kernel} | ({"bias": b} if way == with_bias else {})
     if name == "gru":
         tree["hn"]["bias"] = params.b_n
     return tree
+
+
+def both(framework, name, use, **options):
+    """What is made of our cell and of theirs, with the same weights, in one program."""
+    params = weights(name)
+    return compiled(lambda params: [use(build(framework, name, params, **options)) for build in (ours, theirs)], params)
 
 
 CELL_OPTIONS = {
@@ -144,25 +163,23 @@ CELL_OPTIONS = {
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 @pytest.mark.parametrize(("name", "options"), CELL_OPTIONS.values(), ids=CELL_OPTIONS)
 def test_values_are_flax_s(framework, name, options):
-    carry = carry_of(name, (B,))
-    results = [build(framework, name, weights(name), **options)(carry, XS[:, 0]) for build in (ours, theirs)]
+    results = both(framework, name, lambda cell: cell(carry_of(name, (B,)), FIRST), **options)
     chex.assert_trees_all_close(*results, atol=1e-6)
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 @pytest.mark.parametrize("name", ["lstm", "gru", "simple"])
 def test_gradients_are_flax_s(framework, name):
-    def loss(build, params, xs):
-        ys = build(framework, name, params).rnn()(xs)
-        return jnp.sin(ys).sum(), ys
+    def of(build):
+        def loss(params, xs):
+            ys = build(framework, name, params).rnn()(xs)
+            return jnp.sin(ys).sum(), ys
 
-    def run(build):
-        return jax.jit(jax.value_and_grad(lambda p, x: loss(build, p, x), argnums=(0, 1), has_aux=True))(
-            weights(name), XS
-        )
+        return jax.grad(loss, argnums=(0, 1), has_aux=True)
 
-    (_, ys), (by_params, by_xs) = run(ours)
-    (_, expected), (expected_by_params, expected_by_xs) = run(theirs)
+    (by_params, by_xs), ys, (expected_by_params, expected_by_xs), expected = compiled(
+        lambda *args: [*of(ours)(*args), *of(theirs)(*args)], weights(name), XS
+    )
     if name == "gru" and framework == "nnx":
         by_params = by_params._replace(b_n=expected_by_params.b_n)
     chex.assert_trees_all_close(ys, expected, atol=1e-6)
@@ -170,7 +187,7 @@ def test_gradients_are_flax_s(framework, name):
 
 
 def carry_of(name, shape):
-    carry = 0.5 * jax.random.normal(jax.random.key(5), (2, *shape, H))
+    carry = drawn([jax.ShapeDtypeStruct((*shape, H), jnp.float32)] * 2, 5)
     return tuple(carry) if "lstm" in name else carry[0]
 
 
@@ -190,17 +207,19 @@ def test_in_flax_s_rnn(framework, built, called, xs):
     name = "gru" if "initial_carry" in called else "lstm"
     if "initial_carry" in called:
         called = called | {"initial_carry": carry_of(name, called["initial_carry"])}
-    results = [build(framework, name, weights(name)).rnn(**built)(xs(), **called) for build in (ours, theirs)]
+    results = both(framework, name, lambda cell: cell.rnn(**built)(xs(), **called))
     chex.assert_trees_all_close(*results, atol=1e-6)
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 @pytest.mark.parametrize(("name", "called"), [("lstm", {"seq_lengths": LENGTHS}), ("simple", {"time_major": True})])
 def test_in_flax_s_bidirectional(framework, name, called):
-    results = []
-    for build in (ours, theirs):
-        ahead, back = (build(framework, name, weights(name, seed)) for seed in (0, 1))
-        results.append(ahead.bidirectional(back, return_carry=True)(XS, **called))
+    def run(build, params):
+        ahead, back = (build(framework, name, p) for p in params)
+        return ahead.bidirectional(back, return_carry=True)(XS, **called)
+
+    params = weights(name, 0), weights(name, 1)
+    results = compiled(lambda params: [run(build, params) for build in (ours, theirs)], params)
     chex.assert_trees_all_close(*results, atol=1e-6)
     assert results[0][1].shape == (B, T, 2 * H)
 
@@ -237,12 +256,12 @@ class TestCell:
         plain = carry_of(name, (B,))
         named = common.as_state(KINDS[name], plain)
         half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), plain)
-        for carry in (plain, named, half):
-            new, y = cell(carry, XS[:, 0])
+        results = compiled(lambda carries: [cell(carry, FIRST) for carry in carries], (plain, named, half))
+        for carry, (new, y) in zip((plain, named, half), results, strict=True):
             chex.assert_trees_all_equal_structs(new, carry)
             chex.assert_trees_all_equal_shapes_and_dtypes(new, carry)
             assert y.dtype == jax.tree.leaves(carry)[0].dtype
-        chex.assert_trees_all_equal(*(jax.tree.leaves(cell(carry, XS[:, 0])) for carry in (plain, named)))
+        chex.assert_trees_all_equal(*map(jax.tree.leaves, results[:2]))
 
     def test_params_there_and_back(self, framework, name):
         params = weights(name)
@@ -265,8 +284,8 @@ class TestCell:
 
     def test_half_precision(self, framework, name):
         params = weights(name)
-        carry, y = ours(framework, name, params, dtype=jnp.bfloat16)(carry_of(name, (B,)), XS[:, 0])
-        _, full = ours(framework, name, params)(carry_of(name, (B,)), XS[:, 0])
+        half, whole = (ours(framework, name, params, dtype=dtype) for dtype in (jnp.bfloat16, jnp.float32))
+        (carry, y), (_, full) = compiled(lambda: [cell(carry_of(name, (B,)), FIRST) for cell in (half, whole)])
         assert {leaf.dtype for leaf in jax.tree.leaves((carry, y))} == {jnp.dtype(jnp.float32)}  # of the carry
         np.testing.assert_allclose(y, full, atol=0.05)
         assert (y != full).any()
@@ -279,7 +298,7 @@ def drawn_cell(framework, name, **options):
         return Nnx(getattr(our_nnx, NAMES[name])(I, H, rngs=nnx.Rngs(0), **options))
     module = getattr(our_linen, NAMES[name])(H, **options)
     carry = module.initialize_carry(KEY, (B, I))
-    return Linen(module, module.init(KEY, carry, XS[:, 0].astype(module.param_dtype)))
+    return Linen(module, module.init(KEY, carry, FIRST.astype(module.param_dtype)))
 
 
 @pytest.fixture
@@ -308,7 +327,7 @@ def test_partitioning_of_a_cell(framework, mesh):
     assert names == [(None, "model"), ("data", "model"), ("model",), ("model",)]
     for w_h in jnp.split(cell.params.w_h, 3, axis=-1):
         np.testing.assert_allclose(np.linalg.svd(w_h)[1], 1.0, atol=1e-5)
-    assert cell(carry_of("gru", (B,)), XS[:, 0])[1].shape == (B, H)
+    assert cell(carry_of("gru", (B,)), FIRST)[1].shape == (B, H)
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
@@ -318,9 +337,9 @@ def test_chrono_fits_an_lstm_cell(framework):
 
 
 def test_the_bias_that_nnx_leaves_out():
-    params = weights("gru")._replace(b_n=jnp.arange(4.0))
+    params = weights("gru")._replace(b_n=jnp.asarray(np.arange(4, dtype=np.float32)))
     cells = ours("nnx", "gru", params), ours("linen", "gru", params), theirs("linen", "gru", params)
-    by_nnx, by_linen, expected = (cell(carry_of("gru", (B,)), XS[:, 0]) for cell in cells)
+    by_nnx, by_linen, expected = compiled(lambda: [cell(carry_of("gru", (B,)), FIRST) for cell in cells])
     chex.assert_trees_all_close(by_nnx, expected, atol=1e-6)
     chex.assert_trees_all_close(by_linen, expected, atol=1e-6)
 
@@ -328,10 +347,8 @@ def test_the_bias_that_nnx_leaves_out():
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_whole_numbers_are_promoted_as_in_flax(framework):
     x = jnp.array([[1, 0, 2]], jnp.int32)
-    carry = carry_of("gru", (1,))
-    cells = [build(framework, "gru", weights("gru")) for build in (ours, theirs)]
     with jax.numpy_dtype_promotion("standard"):
-        results = [cell(carry, x) for cell in cells]
+        results = both(framework, "gru", lambda cell: cell(carry_of("gru", (1,)), x))
     chex.assert_trees_all_close(*results, atol=1e-6)
 
 
@@ -339,11 +356,23 @@ SEQUENCES = {"LSTM": lstmjax.lstm, "GRU": lstmjax.gru, "RNN": lstmjax.rnn}
 
 
 def sequence(framework, kind, **options):
+    """A sequence module with parameters drawn by NumPy."""
+    if framework == "nnx":
+        return Nnx(filled(lambda: getattr(our_nnx, kind)(I, H, rngs=nnx.Rngs(0), **options)))
+    module = getattr(our_linen, kind)(H, **options)
+    return Linen(module, drawn(jax.eval_shape(lambda: module.init(KEY, one_step(options))), 0))
+
+
+def initialised(framework, kind, **options):
+    """A sequence module with the parameters of its initialisers."""
     if framework == "nnx":
         return Nnx(getattr(our_nnx, kind)(I, H, rngs=nnx.Rngs(0), **options))
     module = getattr(our_linen, kind)(H, **options)
-    xs = jnp.zeros((1, 1, I), options.get("param_dtype", jnp.float32))
-    return Linen(module, module.init(KEY, xs))
+    return Linen(module, module.init(KEY, one_step(options)))
+
+
+def one_step(options):
+    return jnp.zeros((1, 1, I), options.get("param_dtype", jnp.float32))
 
 
 FORMS = {
@@ -352,7 +381,7 @@ FORMS = {
     "both ways, mask and resets": (
         "LSTM",
         {"num_layers": 2, "bidirectional": True},
-        {"mask": jnp.arange(B * T).reshape(B, T) % 4 != 1, "resets": jnp.arange(B * T).reshape(B, T) % 3 == 2},
+        {"mask": np.arange(B * T).reshape(B, T) % 4 != 1, "resets": np.arange(B * T).reshape(B, T) % 3 == 2},
     ),
 }
 
@@ -363,70 +392,95 @@ def test_a_sequence_module_is_the_core(framework, kind, built, called):
     model = sequence(framework, kind, **built)
     cell = SEQUENCES[kind](H)
     layers = [(cell, cell) if "bidirectional" in built else cell] * built.get("num_layers", 1)
-    chex.assert_trees_all_equal_shapes_and_dtypes(model.params, lstmjax.init_stack(layers, KEY, I))
+    wanted = jax.eval_shape(lambda: lstmjax.init_stack(layers, KEY, I))
+    chex.assert_trees_all_equal_shapes_and_dtypes(model.params, wanted)
     flags = {name: flag if name == "lengths" else flag.T for name, flag in called.items()}
-    carry, ys = lstmjax.unroll_stack(layers, model.params, XS.swapaxes(0, 1), **flags)
-    chex.assert_trees_all_equal(model(XS, **called), (carry, ys.swapaxes(0, 1)))
-    major = sequence(framework, kind, time_major=True, **built).replaced(model.params)
-    chex.assert_trees_all_equal(major(XS.swapaxes(0, 1), **flags), (carry, ys))
+    major = sequence(framework, kind, time_major=True, **built)
+
+    def three_ways(params):
+        by_core = lstmjax.unroll_stack(layers, params, XS.swapaxes(0, 1), **flags)
+        return by_core, model.replaced(params)(XS, **called), major.replaced(params)(XS.swapaxes(0, 1), **flags)
+
+    (carry, ys), by_batch, by_time = compiled(three_ways, model.params)
+    chex.assert_trees_all_equal(by_batch, (carry, ys.swapaxes(0, 1)))
+    chex.assert_trees_all_equal(by_time, (carry, ys))
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 @pytest.mark.parametrize("time_major", [False, True])
 def test_any_number_of_batch_axes(framework, time_major):
     model = sequence(framework, "GRU", time_major=time_major)
-    mask = jnp.arange(B * T).reshape(T, B) % 4 != 1
-    carry, ys = lstmjax.unroll_stack([lstmjax.gru(H)], model.params, XS.swapaxes(0, 1), mask=mask)
+    mask = np.arange(B * T).reshape(T, B) % 4 != 1
     spread = [XS[:, None], mask.T[:, None]]
     if time_major:
-        spread = [jnp.moveaxis(a, 2, 0) for a in spread]
-        ys = ys[:, :, None]
-    else:
-        ys = ys.swapaxes(0, 1)[:, None]
-    expected = jax.tree.map(lambda leaf: leaf[:, None], carry), ys
-    chex.assert_trees_all_close(model(spread[0], mask=spread[1]), expected, atol=1e-6)
+        spread = [np.moveaxis(a, 2, 0) for a in spread]
+
+    def both_ways(params):
+        by_core = lstmjax.unroll_stack([lstmjax.gru(H)], params, XS.swapaxes(0, 1), mask=mask)
+        return by_core, model.replaced(params)(spread[0], mask=spread[1])
+
+    (carry, ys), got = compiled(both_ways, model.params)
+    ys = ys[:, :, None] if time_major else ys.swapaxes(0, 1)[:, None]
+    chex.assert_trees_all_close(got, (jax.tree.map(lambda leaf: leaf[:, None], carry), ys), atol=1e-6)
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_a_sequence_module_is_cells_in_flax_s_wrappers(framework):
     model = sequence(framework, "LSTM", num_layers=2, bidirectional=True)
-    expected = XS
-    for ahead, back in model.params:
-        cells = []
-        for params in (ahead, back):
-            if framework == "nnx":
-                module = our_nnx.LSTMCell(params.w_x.shape[0], H, rngs=nnx.Rngs(0), **DRAWN)
-                cells.append(Nnx(module).replaced(params))
-            else:
-                cells.append(ours("linen", "lstm", params))
-        expected = cells[0].bidirectional(cells[1])(expected, seq_lengths=LENGTHS)
-    _, ys = model(XS, lengths=LENGTHS)
+
+    def cell(params):
+        if framework == "linen":
+            return ours("linen", "lstm", params)
+        inputs = params.w_x.shape[0]
+        return Nnx(filled(lambda: our_nnx.LSTMCell(inputs, H, rngs=nnx.Rngs(0)))).replaced(params)
+
+    def both_ways(params):
+        expected = XS
+        for ahead, back in params:
+            expected = cell(ahead).bidirectional(cell(back))(expected, seq_lengths=LENGTHS)
+        return model.replaced(params)(XS, lengths=LENGTHS)[1], expected
+
+    ys, expected = compiled(both_ways, model.params)
     # Flax leaves numbers behind a row's end, and this library zeros.
-    valid = (jnp.arange(T) < LENGTHS[:, None])[..., None]
-    chex.assert_trees_all_close(ys, jnp.where(valid, expected, 0), atol=1e-6)
+    valid = (np.arange(T) < LENGTHS[:, None])[..., None]
+    chex.assert_trees_all_close(ys, np.where(valid, expected, 0), atol=1e-6)
 
 
 @pytest.mark.parametrize(("framework", "kind"), [("nnx", "LSTM"), ("linen", "GRU"), ("nnx", "RNN")])
 def test_finite_differences(framework, kind, x64):
     model = sequence(framework, kind, bidirectional=True, param_dtype=jnp.float64)
-    xs = jax.random.normal(KEY, (2, 3, I), jnp.float64)
-    run = jax.jit(lambda params, xs: model.replaced(params)(xs))
-    check_grads(run, (model.params, xs), order=1, modes=("fwd", "rev"))
+    at = model.params, drawn(jax.ShapeDtypeStruct((2, 3, I), jnp.float64), 1)
+    along, eps = drawn(at, 2), 1e-6
+
+    def three_ways(at, along):
+        def loss(at):
+            carry, ys = model.replaced(at[0])(at[1])
+            return jnp.sin(ys).sum() + sum((leaf**2).sum() for leaf in jax.tree.leaves(carry))
+
+        def moved(scale):
+            return loss(jax.tree.map(lambda a, v: a + scale * v, at, along))
+
+        below, above = jax.lax.map(moved, np.array([-eps, eps]))
+        return (above - below) / (2 * eps), jax.jvp(loss, (at,), (along,))[1], inner(jax.grad(loss)(at), along)
+
+    differences, forward, reverse = compiled(three_ways, at, along)
+    np.testing.assert_allclose(forward, differences, rtol=1e-7)
+    np.testing.assert_allclose(reverse, forward, rtol=1e-12)
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 class TestSequence:
     def test_options_reach_the_core(self, framework):
         model = sequence(framework, "LSTM")
-        plain = model(XS)
-        chex.assert_trees_all_close(model(XS, remat_block=2, scan_unroll=3, implementation="scan"), plain, atol=1e-6)
+        options = {"remat_block": 2, "scan_unroll": 3, "implementation": "scan"}
+        chex.assert_trees_all_close(*compiled(lambda: [model(XS, **options), model(XS)]), atol=1e-6)
         with pytest.raises(ValueError, match="remat_block is 0"):
             model(XS, remat_block=0)
 
     def test_forget_bias(self, framework):
         def biases(**options):
-            (params,) = sequence(framework, "LSTM", **options).params
-            return params.b.reshape(4, H)[:, 0].tolist()
+            (params,) = initialised(framework, "LSTM", kernel_init=ZEROS, recurrent_kernel_init=ZEROS, **options).params
+            return np.asarray(params.b).reshape(4, H)[:, 0].tolist()
 
         assert biases() == [0, 1, 0, 0]
         assert biases(forget_bias=2.0) == [0, 2, 0, 0]
@@ -436,49 +490,55 @@ class TestSequence:
 
     def test_activation_of_an_rnn(self, framework):
         model = sequence(framework, "RNN", activation=jax.nn.relu)
-        xs = XS.swapaxes(0, 1)
-        expected = lstmjax.unroll(lstmjax.rnn(H, activation=jax.nn.relu), model.params[0], xs)[1]
-        chex.assert_trees_all_equal(model(XS)[1], expected.swapaxes(0, 1))
+        by_core = lstmjax.unroll(lstmjax.rnn(H, activation=jax.nn.relu), model.params[0], XS.swapaxes(0, 1))[1]
+        chex.assert_trees_all_close(model(XS)[1], np.asarray(by_core).swapaxes(0, 1), atol=1e-6)
 
     def test_dropout_takes_a_key(self, framework):
         model = sequence(framework, "GRU", num_layers=2, dropout_rate=0.5)
         without = sequence(framework, "GRU", num_layers=2).replaced(model.params)
         key, other = jax.random.key(2), jax.random.key(3)
-        chex.assert_trees_all_equal(model(XS), without(XS))
-        chex.assert_trees_all_equal(model(XS, dropout_key=key), model(XS, dropout_key=key))
-        assert (model(XS, dropout_key=key)[1] != model(XS)[1]).any()
-        assert (model(XS, dropout_key=key)[1] != model(XS, dropout_key=other)[1]).any()
+        run = jax.jit(lambda key: model(XS, dropout_key=key))
+        plain, bare = compiled(lambda: [model(XS), without(XS)])
+        first, again, another = run(key), run(key), run(other)
+        chex.assert_trees_all_equal(plain, bare)
+        chex.assert_trees_all_equal(first, again)
+        assert (np.asarray(first[1]) != plain[1]).any()
+        assert (np.asarray(first[1]) != np.asarray(another[1])).any()
         with pytest.raises(ValueError, match=r"dropout_rate is 0.0 with a dropout_key"):
             without(XS, dropout_key=key)
 
     def test_half_precision(self, framework):
         full = sequence(framework, "LSTM", num_layers=2)
         half = sequence(framework, "LSTM", num_layers=2, dtype=jnp.bfloat16).replaced(full.params)
-        (carry, ys), (_, expected) = half(XS), full(XS)
+        (carry, ys), (_, expected) = compiled(lambda: [half(XS), full(XS)])
         assert {leaf.dtype for leaf in jax.tree.leaves((carry, ys))} == {jnp.dtype(jnp.float32)}
         np.testing.assert_allclose(ys, expected, atol=0.05)
         assert (ys != expected).any()
         all_half = sequence(framework, "LSTM", dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
-        assert all_half(XS)[1].dtype == jnp.bfloat16
+        assert jax.eval_shape(lambda: all_half(XS))[1].dtype == jnp.bfloat16
 
     def test_carry(self, framework):
         model = sequence(framework, "LSTM", num_layers=2, bidirectional=True)
         carry = model.module.initialize_carry((B,))
         assert carry[1][0].c.shape == (B, H)
-        final, ys = model(XS, initial_carry=carry)
-        chex.assert_trees_all_equal((final, ys), model(XS))
+        (final, ys), without = compiled(lambda carry: [model(XS, initial_carry=carry), model(XS)], carry)
+        chex.assert_trees_all_equal((final, ys), without)
         chex.assert_trees_all_equal_shapes_and_dtypes(final, carry)
 
     def test_streaming(self, framework):
         model = sequence(framework, "GRU", num_layers=2)
-        middle, first = model(XS[:, :2])
-        final, second = model(XS[:, 2:], initial_carry=middle)
-        chex.assert_trees_all_close((final, jnp.concatenate([first, second], 1)), model(XS), atol=1e-6)
+
+        def both_ways():
+            middle, first = model(XS[:, :2])
+            final, second = model(XS[:, 2:], initial_carry=middle)
+            return (final, jnp.concatenate([first, second], 1)), model(XS)
+
+        chex.assert_trees_all_close(*compiled(both_ways), atol=1e-6)
 
     def test_partitioning(self, framework, mesh):
         partitioned = nnx.with_partitioning if framework == "nnx" else linen.with_partitioning
         init = partitioned(jax.nn.initializers.lecun_normal(), (None, "model"))
-        model = sequence(framework, "LSTM", num_layers=2, kernel_init=init)
+        model = initialised(framework, "LSTM", num_layers=2, kernel_init=init)
         if framework == "nnx":
             assert model.module.forward[1].w_x.out_sharding == (None, "model")
         else:
@@ -493,7 +553,7 @@ class TestSequence:
         chex.assert_trees_all_equal(model.replaced(doubled).params, doubled)
         (ahead, back), second = params
         wrong = {
-            r"params\[0\]\[1\].b has shape \(3,\); wanted \(16,\)": ((ahead, back._replace(b=jnp.ones(3))), second),
+            r"params\[0\]\[1\].b has shape \(3,\); wanted \(16,\)": ((ahead, back._replace(b=np.ones(3))), second),
             r"params\[0\]\[1\].w_h has dtype int32; wanted float32": (
                 (jax.tree.map(jnp.zeros_like, ahead), back._replace(w_h=back.w_h.astype(jnp.int32))),
                 second,
@@ -541,7 +601,13 @@ class TestSequence:
         xs = jax.ShapeDtypeStruct(jax.export.symbolic_shape(f"b, {T}, {I}"), jnp.float32)
         written = jax.export.export(jax.jit(run))(model.params, xs).serialize(vjp_order=1)
         read = jax.export.deserialize(bytearray(written))
-        for batch in (1, 3):
-            xs = jax.random.normal(KEY, (batch, T, I))
-            chex.assert_trees_all_close(read.call(model.params, xs), model(xs), atol=1e-6)
-        chex.assert_trees_all_close(gradients(read.call)(model.params, xs), gradients(run)(model.params, xs), atol=1e-5)
+
+        def both_ways(params, batches):
+            values = [(read.call(params, xs), run(params, xs)) for xs in batches]
+            return values, [gradients(call)(params, batches[-1]) for call in (read.call, run)]
+
+        batches = drawn([jax.ShapeDtypeStruct((batch, T, I), jnp.float32) for batch in (1, 3)], 0)
+        values, slopes = compiled(both_ways, model.params, batches)
+        for got, wanted in values:
+            chex.assert_trees_all_close(got, wanted, atol=1e-6)
+        chex.assert_trees_all_close(*slopes, atol=1e-5)
