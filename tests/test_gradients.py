@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import lstmjax
-from lstmjax import state_history, unroll
+from lstmjax import unroll
 from lstmjax.gradients import adjoint_norms, decay_fit
 from tests.cells import CELLS, problem
 
@@ -86,27 +86,6 @@ def test_lengths_are_truncation(x64):
         assert jnp.isnan(got.h[n + 1 :, row]).all()
 
 
-@pytest.mark.parametrize(
-    ("bias", "ln_f", "half_life"),
-    [(0, -0.693, 1.00), (1, -0.313, 2.21), (2, -0.127, 5.46), (5, -0.0067, 103)],
-)
-def test_without_recurrent_weights_the_cell_state_decays_as_the_forget_gate(bias, ln_f, half_life, x64):
-    # ∂c_T/∂c_t = ∏ f exactly, so the exponent is ln σ(b_f), over 1000 steps of real-valued input to the other gates.
-    zeros = jax.nn.initializers.zeros
-    cell = lstmjax.lstm(8, forget_bias=float(bias), w_h_init=zeros)
-    params = cell.init(jax.random.key(0), 3, jnp.float64)
-    params = params._replace(w_x=params.w_x.at[:, 8:16].set(0.0))
-    xs = jax.random.normal(jax.random.key(1), (1000, 3))
-    norms = adjoint_norms(cell, params, xs, lambda states: states.h[-1].sum())
-    fit = decay_fit(jnp.arange(1, 1001), norms.c[:1000][::-1])
-    expected = float(np.log(1 / (1 + np.exp(-bias))))
-    np.testing.assert_allclose(fit.rate, expected, atol=1e-6)
-    np.testing.assert_allclose(fit.rate, ln_f, rtol=5e-3)
-    np.testing.assert_allclose(fit.half_life, half_life, rtol=5e-3)
-    assert jnp.isneginf(norms.h[:-1]).all()  # no way through h
-    assert jnp.isneginf(norms.c[-1])  # the loss reads h alone
-
-
 @pytest.mark.parametrize("name", ["lstm", "gru", "rnn"])
 def test_float32_stays_right_far_below_its_smallest_number(name):
     cell = CELLS[name]
@@ -155,18 +134,6 @@ def test_norms_of_no_steps():
     params, xs, state = problem(cell, (0, 2, 3), dtype=jnp.float32)
     norms = adjoint_norms(cell, params, xs, lambda states: states.h[-1].sum(), state)
     np.testing.assert_allclose(norms.h, 0.5 * np.log(5) * np.ones((1, 2)), rtol=1e-6)
-
-
-def test_the_history_it_differentiates_is_the_unroll():
-    cell = CELLS["gru"]
-    params, xs, state = problem(cell, (4, 3), dtype=jnp.float32)
-    seen = []
-    adjoint_norms(cell, params, xs, lambda states: (seen.append(states), states.h.sum())[1], state)
-    history = state_history(cell, params, xs, state, include_initial=True)
-    np.testing.assert_array_equal(
-        jax.tree.leaves(jax.tree.map(jnp.shape, seen[0])),
-        jax.tree.leaves(jax.tree.map(jnp.shape, history)),
-    )
 
 
 class TestDecayFit:

@@ -42,14 +42,6 @@ def test_a_linear_network_has_its_own_exponents(x64):
     np.testing.assert_allclose(got, np.log(values), atol=1e-9)
 
 
-def test_without_recurrent_weights_the_exponents_of_c_are_those_of_the_forget_gate(x64):
-    cell = lstmjax.lstm(3, forget_bias=1.0, w_h_init=jax.nn.initializers.zeros)
-    params = cell.init(jax.random.key(0), 2, jnp.float64)
-    got = lyapunov_spectrum(cell, params, jnp.zeros((300, 2)), burn_in=100)
-    np.testing.assert_allclose(got[:3], np.log(1 / (1 + np.exp(-1.0))), atol=1e-9)
-    assert jnp.isneginf(got[3:]).all() or (got[3:] < -10).all()  # h forgets at once
-
-
 @pytest.mark.parametrize("name", ["lstm", "gru"])
 def test_the_sum_is_the_mean_log_determinant(name, x64):
     cell = CELLS[name]

@@ -70,21 +70,6 @@ def test_companies_before_training(company, x64):
     np.testing.assert_allclose(final.h[0], protocol["predictions"]["epoch_0"][company], atol=1e-4)
 
 
-def test_derivatives_multiply():
-    # gradient = d1 · d2 · … · dn, as the slides have it and as autodiff finds it through a linear network.
-    def chain(derivatives):
-        def through_all(v):
-            for d in derivatives:
-                v = d * v
-            return v
-
-        return jax.grad(through_all)(1.0)
-
-    np.testing.assert_allclose(chain([0.03, 0.05]), 0.0015, rtol=1e-6)
-    np.testing.assert_allclose(chain([0.5] * 50), 8.88e-16, rtol=1e-3)
-    np.testing.assert_allclose(chain([2.0] * 50), 1.126e15, rtol=1e-3)
-
-
 def test_long_term_memory_passes_no_weight(x64):
     # With both gates wide open, c is carried unchanged through any number of units.
     params = lstmjax.lstm(4, forget_bias=60.0).init(jax.random.key(0), 2, jnp.float64)
