@@ -3,8 +3,9 @@
 #   make gradients    set up, then measure how the gradient of an RNN and of an LSTM decays; results in out/
 #   make test         set up, then run the tests
 #
-# And: study, throughput, long-lag (what decides the decay; speed; who learns over a long lag), notebooks, docs, lint,
-# format, results (what is committed, anew), clean.
+# And: test-slow (the tests that are slow and rarely wrong: notebooks, the site, other libraries, processes that are
+# killed), study, throughput, long-lag (what decides the decay; speed; who learns over a long lag), notebooks,
+# docs, lint, format, results (what is committed, anew), clean.
 #
 # PYTHON chooses the interpreter, VENV the environment's folder, EXTRAS what is installed beside the library.
 
@@ -18,7 +19,7 @@ BIN := $(VENV)/bin
 comma := ,
 INSTALLED := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 
-.PHONY: help setup gradients study throughput long-lag test lint format results results-newest notebooks docs clean
+.PHONY: help setup gradients study throughput long-lag test test-slow lint format results results-newest notebooks docs clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -26,8 +27,13 @@ help:
 gradients: $(INSTALLED)
 	$(BIN)/python -m benchmarks.gradient_norms --out $(OUT)
 
+# A file's tests stay with one worker, which so compiles once what they share.
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n $(WORKERS)
+	$(PYTEST) -m "not slow"
+
+test-slow: $(INSTALLED)
+	$(PYTEST) -m slow
 
 setup: $(INSTALLED)
 

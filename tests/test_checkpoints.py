@@ -83,6 +83,7 @@ def whole(tmp_path_factory, cache):
     return directory
 
 
+@pytest.mark.slow
 class TestKilled:
     def test_at_random_moments(self, whole, cache, tmp_path):
         """Killed at four random steps, and in two checkpoint writes; the seventh start runs to the end."""
@@ -119,6 +120,7 @@ class TestKilled:
         same_run(tmp_path, whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 143)])
 def test_a_signal_saves_says_so_and_the_run_goes_on(number, code, whole, cache, tmp_path):
     process = start(tmp_path, cache, PAUSE=0.01)

@@ -58,6 +58,7 @@ print(json.dumps({"curves": curves, "specs": specs}))
 """
 
 
+@pytest.mark.slow
 def test_one_two_and_eight_devices_have_the_same_curve(tmp_path):
     flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
@@ -108,6 +109,7 @@ def whole(tmp_path_factory, cache):
     return directory
 
 
+@pytest.mark.slow
 def test_of_two_processes_one_is_killed(whole, cache, tmp_path):
     """First the one, then, gone on from the checkpoint, the other, which leads; then to the end."""
     for killed, at in ((1, 35), (0, 75)):
@@ -133,6 +135,7 @@ def test_of_two_processes_one_is_killed(whole, cache, tmp_path):
             np.testing.assert_array_equal(a[name], b[name])
 
 
+@pytest.mark.slow
 def test_two_processes_agree_where_to_stop(whole, cache, tmp_path):
     """A signal to one of them stops both, after the same step."""
     processes = start_two(tmp_path, cache, PAUSE=0.01)

@@ -8,6 +8,8 @@ import sys
 import zlib
 from pathlib import Path
 
+import pytest
+
 import lstmjax
 
 ROOT = Path(__file__).parent.parent
@@ -23,6 +25,7 @@ def public_names():
         yield from (module.__name__, *(f"{module.__name__}.{name}" for name in listed))
 
 
+@pytest.mark.slow
 def test_site_has_every_public_name(tmp_path):
     site = tmp_path / "site"
     build = [sys.executable, "-m", "sphinx", "-q", "--fail-on-warning", "--keep-going", "--conf-dir", "docs", ".", site]

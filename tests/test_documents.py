@@ -85,6 +85,7 @@ def test_links_lead_somewhere(page):
         assert target.startswith("http") or (path.parent / target).exists(), target
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
 def test_notebooks_run(path):
     notebook = nbformat.read(path, as_version=4)

@@ -231,7 +231,11 @@ def table():
     return columns, {name: [entry.startswith("✓") for entry in entries] for name, *entries in rows}
 
 
-@pytest.fixture(scope="module", params=LIBRARIES)
+# The others change when they are upgraded, and not with this library.
+@pytest.fixture(
+    scope="module",
+    params=[name if name == "lstmjax" else pytest.param(name, marks=pytest.mark.slow) for name in LIBRARIES],
+)
 def library(request):
     return request.param, LIBRARIES[request.param]()
 

@@ -30,6 +30,7 @@ def problem():
     return params, jax.random.normal(key_xs, (5, 4, 3))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the peers
 @pytest.mark.parametrize("name", [n for n in (*JAX_PEERS, "PyTorch") if n != "lstmjax"])
 @pytest.mark.parametrize("pass_name", ["forward", "train"])

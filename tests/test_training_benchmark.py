@@ -40,6 +40,7 @@ def trained(name):
     return losses, trainer.test(data.held_out)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the peers
 @pytest.mark.parametrize("name", [n for n in TRAINERS if n != "lstmjax"])
 def test_every_library_trains_the_same_model(name, ours):
