@@ -3,9 +3,9 @@
 #   make gradients    set up, then measure how the gradient of an RNN and of an LSTM decays; results in out/
 #   make test         set up, then run the tests
 #
-# And: test-slow (the tests that are slow and rarely wrong: notebooks, the site, other libraries, processes that are
-# killed), study, throughput, long-lag (what decides the decay; speed; who learns over a long lag), notebooks,
-# docs, lint, format, results (what is committed, anew), clean.
+# And: test-slow (the tests that are slow and rarely wrong: the README and the notebooks, the site, whole benchmarks,
+# other libraries, processes that are killed), study, throughput, long-lag (what decides the decay; speed; who learns
+# over a long lag), notebooks, docs, lint, format, results (what is committed, anew), clean.
 #
 # PYTHON chooses the interpreter, VENV the environment's folder, EXTRAS what is installed beside the library.
 

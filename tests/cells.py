@@ -55,11 +55,11 @@ def inner(a, b):
     return sum((x * y).sum() for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
-def loss_of(run):
+def loss_of(way):
     """A scalar of all that an unroll returns, no derivative of which is constant."""
 
     def loss(*args):
-        final, ys = run(*args)
+        final, ys = way(*args)
         return jnp.sin(ys).sum() + sum((s**2).sum() for s in jax.tree.leaves(final))
 
     return loss

@@ -170,7 +170,9 @@ class Source:
 
 
 class TestResumed:
-    @pytest.mark.parametrize("kind", ["drawn", "list", "dataset", "loader"])
+    @pytest.mark.parametrize(
+        "kind", ["drawn", "list", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("dataset", "loader"))]
+    )
     def test_every_kind_of_batches(self, kind, tmp_path):
         import grain
 

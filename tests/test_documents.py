@@ -22,6 +22,14 @@ def blocks(language, text=README):
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
+def test_readme_code_on_the_first_screen_runs(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with jax.numpy_dtype_promotion("standard"):
+        exec(compile(blocks("python")[0], "README.md", "exec"), {})
+    assert capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_readme_code_runs(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # a figure is saved, and a reader's own data are read
     time = np.arange(2000)

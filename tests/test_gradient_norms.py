@@ -27,6 +27,7 @@ def small(tmp_path_factory):
     return done, out, json.loads((out / "gradient_norms.json").read_text())
 
 
+@pytest.mark.slow
 def test_writes_table_progress_and_files(small):
     done, out, results = small
     assert sorted(p.name for p in out.iterdir()) == [f"gradient_norms.{s}" for s in ("csv", "json", "png")]
@@ -37,6 +38,7 @@ def test_writes_table_progress_and_files(small):
     assert results["environment"]["jax"]
 
 
+@pytest.mark.slow
 def test_records_have_the_promised_form(small):
     _, out, results = small
     keys = ["cell", "input", "seed", "length", "lag", "log10_dL_dh", "log10_dL_dc"]
@@ -54,6 +56,7 @@ def test_records_have_the_promised_form(small):
     assert float(rows[3]["log10_dL_dh"]) == results["records"][3]["log10_dL_dh"]
 
 
+@pytest.mark.slow
 def test_fits_have_the_promised_form(small):
     fits = small[2]["fits"]
     assert [(f["input"], f["cell"]) for f in fits] == [(i, c) for i in INPUTS for c in job.Settings.cells]
@@ -65,6 +68,7 @@ def test_fits_have_the_promised_form(small):
             assert f["half_life"] is None
 
 
+@pytest.mark.slow
 def test_a_length_alone_measures_what_it_measured_among_others(small):
     # Length 5 as a row among longer ones and as the only length: the same windows, the same norms.
     draw = job.make_series("temperature")

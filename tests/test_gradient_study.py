@@ -24,6 +24,7 @@ def results(tmp_path_factory):
     return json.loads((out / "gradient_study.json").read_text()), sorted(p.name for p in out.iterdir())
 
 
+@pytest.mark.slow
 def test_files(results):
     found, files = results
     assert list(found["tables"]) == list(bench.SECTIONS)
@@ -35,6 +36,7 @@ def test_files(results):
     assert all(found[name] for name in bench.SECTIONS)
 
 
+@pytest.mark.slow
 def test_without_recurrent_weights_the_rate_is_that_of_the_forget_gate(results):
     rows = [r for r in results[0]["forget bias"] if r["input"] == "zero input" and r["recurrent"] == "W_h = 0"]
     assert len(rows) == 9
@@ -42,6 +44,7 @@ def test_without_recurrent_weights_the_rate_is_that_of_the_forget_gate(results):
         assert r["rate"] == pytest.approx(-math.log1p(math.exp(-r["b_f"])), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_the_same_word_orthogonal_means_different_singular_values(results):
     values = {(r["cell"], r["recurrent"]): r["rms_singular_value"] for r in results[0]["initialisers"]}
     assert values["LSTM, b_f = 1", "orthogonal, each gate"] == pytest.approx(1, abs=1e-5)
@@ -50,6 +53,7 @@ def test_the_same_word_orthogonal_means_different_singular_values(results):
     assert values["LSTM, b_f = 1", "uniform ±1/√H (PyTorch)"] == pytest.approx(3**-0.5, rel=0.2)
 
 
+@pytest.mark.slow
 def test_linear_networks_meet_the_bound_and_tanh_stays_below(results):
     for r in results[0]["spectral norm"]:
         bound = math.log(r["spectral_norm"])
@@ -60,6 +64,7 @@ def test_linear_networks_meet_the_bound_and_tanh_stays_below(results):
             assert r["rate"] <= bound + 1e-4
 
 
+@pytest.mark.slow
 def test_the_logistic_network_loses_the_most_by_depth(results):
     rows = [r for r in results[0]["depth"] if r["what"] == "gradient, feed-forward"]
     deepest = {r["network"]: r["log10"] for r in rows if r["layers_below_output"] == 11}

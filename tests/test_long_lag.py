@@ -28,6 +28,7 @@ def run(out, *arguments):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_writes_and_does_not_run_again_what_is_there(tmp_path, capsys):
     done = run(tmp_path, *SMALL)
     assert done.returncode == 0, done.stderr

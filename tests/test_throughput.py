@@ -53,6 +53,7 @@ def test_floors_run(pass_name, problem):
         bench.compiled(program, *problem)[0].run()
 
 
+@pytest.mark.slow
 def test_results_have_the_promised_form(tmp_path):
     peers = ("lstmjax scan", "Flax Linen OptimizedLSTMCell")
     settings = bench.Settings(

@@ -50,6 +50,7 @@ def test_every_library_trains_the_same_model(name, ours):
     np.testing.assert_allclose(tested, ours[1], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_results_have_the_promised_form(tmp_path):
     text = tmp_path / "text.txt"
     text.write_text(TEXT)

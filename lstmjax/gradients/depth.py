@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lstmjax.checks import whole_number
 from lstmjax import init as initializers
+from lstmjax.checks import whole_number
 from lstmjax.gradients import scaled
 from lstmjax.typing import Initializer, Key, Params
 
