@@ -124,7 +124,7 @@ def prepare(cell: Cell, params: Params, sequence: Sequence, *, reverse: bool = F
     return Prepared(start, fresh, Timeline(xs, valid, reset))
 
 
-def steps_within(lengths: Array, steps: Any) -> Array:
+def steps_within(lengths: Any, steps: Any) -> Array:
     """``[T, *B]`` which steps a row takes, for lengths of any integer dtype.
 
     >>> steps_within(jnp.array([2, 0], jnp.int8), 3).tolist()

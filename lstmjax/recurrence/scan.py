@@ -132,9 +132,9 @@ def over_time(start: Any, after: Any, *, reverse: bool = False) -> Any:
 
 
 def first_step(xs: Any) -> Any:
-    """One step's input out of those of all, for its shape, dtype and place; zeros where there is no step."""
+    """One step's input out of those of all, for its shape, dtype and place; zeros where there may be no step."""
 
     def first(a):
-        return a[0] if not isinstance(a.shape[0], int) or a.shape[0] else jnp.zeros(a.shape[1:], a.dtype)
+        return a[0] if isinstance(a.shape[0], int) and a.shape[0] else jnp.zeros(a.shape[1:], a.dtype)
 
     return jax.tree.map(first, xs)
