@@ -61,7 +61,7 @@ def nnx(params: lstmjax.LSTMParams, xs: jax.Array, optimised: bool) -> Peer:
 
 
 def haiku(params: lstmjax.LSTMParams, xs: jax.Array) -> Peer:
-    """``haiku.dynamic_unroll`` over ``haiku.LSTM``, which adds 1 to the forget gate and orders i, g, f, o."""
+    """``haiku.dynamic_unroll`` over ``haiku.LSTM``."""
     import haiku as hk
 
     def run(xs):
@@ -69,11 +69,7 @@ def haiku(params: lstmjax.LSTMParams, xs: jax.Array) -> Peer:
         return hk.dynamic_unroll(core, xs, core.initial_state(xs.shape[1]))[0]
 
     model = hk.without_apply_rng(hk.transform(run))
-    i, f, g, o = jnp.split(jnp.concatenate([params.w_x, params.w_h]), 4, axis=-1)
-    b_i, b_f, b_g, b_o = jnp.split(params.b, 4)
-    w = jnp.concatenate([i, g, f, o], axis=-1)
-    bias = jnp.concatenate([b_i, b_g, b_f - 1, b_o])
-    return Peer({"lstm/linear": {"w": w, "b": bias}}, xs, model.apply)
+    return Peer({"lstm/linear": jax.tree.map(jnp.asarray, convert.to_haiku(params))}, xs, model.apply)
 
 
 def equinox(params: lstmjax.LSTMParams, xs: jax.Array) -> Peer:
@@ -81,8 +77,7 @@ def equinox(params: lstmjax.LSTMParams, xs: jax.Array) -> Peer:
     import equinox as eqx
 
     hidden = params.w_h.shape[0]
-    cell = eqx.nn.LSTMCell(params.w_x.shape[0], hidden, key=jax.random.key(0))
-    cell = eqx.tree_at(lambda c: (c.weight_ih, c.weight_hh, c.bias), cell, (params.w_x.T, params.w_h.T, params.b))
+    cell = convert.to_equinox(params, eqx.nn.LSTMCell(params.w_x.shape[0], hidden, key=jax.random.key(0)))
     trainable, static = eqx.partition(cell, eqx.is_array)
 
     def forward(variables, xs):
@@ -108,7 +103,7 @@ def keras(params: lstmjax.LSTMParams, xs: jax.Array) -> Peer:
     layer = keras.layers.LSTM(params.w_h.shape[0], return_sequences=True)
     xs = xs.swapaxes(0, 1)
     layer.build(xs.shape)
-    layer.set_weights([np.asarray(p) for p in params])
+    layer.set_weights(convert.to_keras(params))
     fixed = [v.value for v in layer.non_trainable_variables]
 
     def forward(variables, xs):
@@ -130,9 +125,7 @@ class TorchPeer:
             return torch.tensor(np.asarray(array, np.float32)).to(self.device, dtype)
 
         self.model = torch.nn.LSTM(params.w_x.shape[0], params.w_h.shape[0]).to(self.device, dtype)
-        weights = {"weight_ih_l0": params.w_x.T, "weight_hh_l0": params.w_h.T, "bias_ih_l0": params.b}
-        weights["bias_hh_l0"] = jnp.zeros_like(params.b)
-        self.model.load_state_dict({name: tensor(w) for name, w in weights.items()})
+        self.model.load_state_dict({name: tensor(w) for name, w in convert.to_torch((params,)).items()})
         self.xs = tensor(xs).requires_grad_()
 
     def forward(self):

@@ -3,7 +3,7 @@
 Ours, as :func:`lstmjax.unroll_stack` takes them: gates in the order i, f, g, o (LSTM) and r, z, n (GRU), layout
 ``(in, out)``, one bias, and for a GRU the candidate's recurrent bias apart.
 
-* PyTorch, ``from_torch``, ``to_torch``: a whole stack, a tuple with one entry a layer
+* PyTorch, ``from_torch``, ``to_torch``: a whole stack, a tuple with one entry a layer; of its cells one entry
 * safetensors, ``load_safetensors``, ``save_safetensors``: the same, in a file under PyTorch's names
 * cuDNN, ``from_cudnn``, ``to_cudnn``: the same, in one flat vector
 * Keras, ``from_keras``, ``to_keras``: one layer, a cell's parameters or a pair of them
@@ -15,7 +15,8 @@ Ours, as :func:`lstmjax.unroll_stack` takes them: gates in the order i, f, g, o 
 All are pure. Dtypes are kept, and inputs are copied: what comes back shares no memory with what was given. ``from_*``
 can be traced, and so jitted and differentiated; what ``to_*`` hands out is NumPy, but for ``to_nnx`` and
 ``to_equinox``. Activations are not weights: where a layer has others than σ and tanh, convert its weights and give the
-activations to the cell here.
+activations to the cell here. Nor is an initial state, dropout or a direction: those are for :func:`lstmjax.unroll` and
+:func:`lstmjax.unroll_stack`. Where a layer itself is given, and not its weights alone, what it computes is checked.
 """
 
 from lstmjax.convert.cudnn import from_cudnn, to_cudnn
