@@ -103,9 +103,8 @@ def feed_forward(
 
     def apply(params: Sequence[DenseParams], x: Float[Array, "*B W"]) -> Float[Array, "*B W"]:
         for w, b in params:
-            z = x @ w
-            # Added in float32 at least, for the gradient of the bias: a sum over rows.
-            x = activation((scaled.wide(z) + scaled.wide(b).reshape((1,) * (z.ndim - 1) + b.shape)).astype(z.dtype))
+            x = x @ w
+            x = activation(x + b.reshape((1,) * (x.ndim - 1) + b.shape))
         return x
 
     return init, apply
