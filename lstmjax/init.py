@@ -134,6 +134,8 @@ def _orthogonal(key: Key, shape: tuple[int, ...], dtype=jnp.float32, *, scale: f
 
 
 def _lecun_normal(key: Key, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
+    if 0 in shape:  # JAX divides by the number of inputs
+        return jnp.zeros(shape, dtype)
     return jax.nn.initializers.lecun_normal()(key, shape, dtype)
 
 

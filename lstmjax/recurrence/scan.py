@@ -109,7 +109,7 @@ def in_blocks(scan: Callable, state: State, sequence: Any, block: int | None, re
 
     def over_blocks(state):
         state, ys = lax.scan(scan, state, whole, reverse=reverse)
-        return state, jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), ys)
+        return state, jax.tree.map(lambda a: a.reshape(count * block, *a.shape[2:]), ys)
 
     if isinstance(left, int) and left == 0:
         return over_blocks(state)
