@@ -5,9 +5,10 @@
 #
 # And: test-slow (the tests that are slow and rarely wrong: the README and the notebooks, the site, whole benchmarks,
 # other libraries, processes that are killed), study, throughput, long-lag (what decides the decay; speed; who learns
-# over a long lag), notebooks, docs, lint, format, results (what is committed, anew), clean.
+# over a long lag), notebooks, docs, lint, format, results (what is committed, anew), release (the wheel and the sdist,
+# tried, in dist/; publishes nothing), clean.
 #
-# PYTHON chooses the interpreter, VENV the environment's folder, EXTRAS what is installed beside the library.
+# PYTHON chooses the interpreter, VENV the environment's folder, EXTRAS what is installed with the library.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -19,7 +20,7 @@ BIN := $(VENV)/bin
 comma := ,
 INSTALLED := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 
-.PHONY: help setup gradients study throughput long-lag test test-slow lint format results results-newest notebooks docs clean
+.PHONY: help setup gradients study throughput long-lag test test-slow lint format results results-newest notebooks docs release clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -91,6 +92,18 @@ notebooks: $(INSTALLED)
 docs: $(INSTALLED)
 	rm -rf docs/api
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --conf-dir docs . docs/_build/html
+
+# A release is a version in lstmjax/__init__.py that CITATION.cff names too, with an entry "## VERSION - DATE" in the
+# changelog, from a tree without changes. What is then in dist/ can be uploaded as it is.
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"$$/\1/p' lstmjax/__init__.py)
+release: $(INSTALLED)
+	@grep -qxE '## $(VERSION) - [0-9]{4}-[0-9]{2}-[0-9]{2}' CHANGELOG.md || \
+		{ echo "CHANGELOG.md has no entry '## $(VERSION) - DATE' for the version in lstmjax/__init__.py"; exit 1; }
+	@grep -qx 'version: $(VERSION)' CITATION.cff || \
+		{ echo "CITATION.cff has another version than lstmjax/__init__.py, $(VERSION)"; exit 1; }
+	@test -z "$$(git status --porcelain --untracked-files=no)" || { echo "there are changes that are not committed"; exit 1; }
+	rm -rf dist
+	PYTHON=$(BIN)/python bash .ci/package dist
 
 clean:
 	rm -rf $(VENV) .venv-newest build dist .pytest_cache .ruff_cache .hypothesis docs/_build docs/api

@@ -39,7 +39,7 @@ def training_table() -> str:
 
 
 def training_summary() -> str:
-    """Time of a training step beside that of lstmjax."""
+    """Time of a training step next to that of lstmjax."""
     speed = read("training.json")["speed"]
     points = list(dict.fromkeys((r["T"], r["B"], r["H"]) for r in speed))
     rows = [
@@ -92,9 +92,9 @@ def speed_summary() -> str:
 
 # name of the marker: (page, what stands between the markers, whether it is text to be fenced)
 TABLES: dict[str, tuple[str, Callable[[], str], bool]] = {
-    "gradient norms": ("README.md", gradient_table, True),
+    "gradient norms": ("docs/results.md", gradient_table, True),
     "speed": ("README.md", speed_summary, False),
-    "training": ("README.md", training_summary, False),
+    "training": ("docs/results.md", training_summary, False),
     **{f"study, {n}": ("benchmarks/README.md", study_table(n), True) for n in gradient_study.SECTIONS},
     "long lags": ("benchmarks/README.md", long_lag_table, True),
     "training speed": ("benchmarks/README.md", training_table, True),
@@ -111,7 +111,7 @@ def read(file: str) -> dict[str, Any]:
 
 
 def between_markers(name: str) -> str:
-    """What belongs between the markers of a table, the line breaks beside them included."""
+    """What belongs between the markers of a table, the line breaks next to them included."""
     _, table, fenced = TABLES[name]
     return f"\n```text\n{table()}\n```\n" if fenced else f"\n{table()}\n"
 

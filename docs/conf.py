@@ -1,4 +1,4 @@
-"""The site: the README, the notebooks as they were run, and a reference of the API made from the docstrings.
+"""The site: the README, the pages of this folder, the notebooks as they were run, and a reference of the API made from the docstrings.
 
 ``make docs`` builds it. Its source is the whole repository, set up from this folder, so that links from page to page
 lead on the site where they lead on a code host.
@@ -6,6 +6,7 @@ lead on the site where they lead on a code host.
 
 import ast
 import inspect
+import sys
 import textwrap
 from pathlib import Path
 
@@ -16,7 +17,10 @@ import lstmjax
 project = "lstmjax"
 copyright = "the lstmjax authors"
 version = release = lstmjax.__version__
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "myst_nb"]
+extensions = [
+    "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "sphinx.ext.mathjax",
+    "myst_nb", "sphinx_copybutton",
+]  # fmt: skip
 
 root_doc = "docs/index"
 include_patterns = ["docs/*", "docs/api/*", "*.md", "benchmarks/README.md", "notebooks/*.ipynb"]
@@ -34,8 +38,12 @@ highlight_language = "text"  # formulas; an example is known by its >>>
 maximum_signature_line_length = 60
 smartquotes_action = "D"  # dashes alone: c' is c prime
 
+myst_enable_extensions = ["dollarmath"]
 nb_execution_mode = "off"
 nb_merge_streams = True
+
+copybutton_prompt_text = ">>> |\\.\\.\\. "  # an example is copied without its prompts and without what it prints
+copybutton_prompt_is_regexp = True
 
 html_title = "lstmjax"
 html_theme = "furo"
@@ -98,6 +106,12 @@ def type_elsewhere(app, env, node, contnode):
     return found[0][1] if len(found) == 1 else None
 
 
+def source_of(app, module, name):
+    """An alias of a type that is Python's own has its source where it is defined here, not in Python."""
+    elsewhere = getattr(getattr(sys.modules.get(module), name, None), "__module__", None)
+    return module if elsewhere == "builtins" else None
+
+
 def setup(app):
     """Called by Sphinx."""
     app.connect("autodoc-skip-member", is_field)
@@ -105,3 +119,4 @@ def setup(app):
     app.connect("autodoc-process-docstring", constant_as_described)
     app.connect("object-description-transform", alias_unshown)
     app.connect("missing-reference", type_elsewhere)
+    app.connect("viewcode-follow-imported", source_of)

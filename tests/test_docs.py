@@ -1,4 +1,4 @@
-"""The site builds without a warning, and its reference has every public name."""
+"""The site builds without a warning, its reference has every public name, and its links lead somewhere."""
 
 import importlib
 import pkgutil
@@ -6,7 +6,9 @@ import re
 import subprocess
 import sys
 import zlib
+from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import pytest
 
@@ -14,7 +16,7 @@ import lstmjax
 
 ROOT = Path(__file__).parent.parent
 # What these hold is public as lstmjax exports it, or not at all; of nn, its two modules are.
-INTERNAL = {"cells", "fused", "nn", "scan", "stack", "unroll"}
+INTERNAL = {"cells", "checks", "files", "functions", "nn", "recurrence", "stack", "unroll"}
 
 
 def public_names():
@@ -25,8 +27,42 @@ def public_names():
         yield from (module.__name__, *(f"{module.__name__}.{name}" for name in listed))
 
 
+class Page(HTMLParser):
+    """What a page links to, and what on it can be linked to."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.links, self.anchors = [], {""}
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        for name, value in attrs:
+            if name in ("href", "src") and value:
+                self.links.append(value)
+            elif name == "id":
+                self.anchors.add(value)
+
+
+def broken_links(site):
+    """Every link within a site to a file or an anchor that is not there."""
+    pages = {path: Page(path.read_text()) for path in site.rglob("*.html")}
+    for path, page in pages.items():
+        for link in page.links:
+            to = urlsplit(link)
+            target = (path.parent / unquote(to.path)).resolve() if to.path else path
+            inside = not (to.scheme or to.netloc)
+            if inside and not (target.exists() and (target not in pages or unquote(to.fragment) in pages[target].anchors)):
+                yield f"{path.relative_to(site)}: {link}"
+
+
+def test_a_broken_link_is_found(tmp_path):
+    (tmp_path / "a.html").write_text('<p id="x"><a href="b%20c.html#y">1</a> <a href="#z">2</a> <a href="http://d">3</a>')
+    (tmp_path / "b c.html").write_text('<a id="y" href="a.html#x">1</a> <img src="none.png">')
+    assert sorted(broken_links(tmp_path)) == ["a.html: #z", "b c.html: none.png"]
+
+
 @pytest.mark.slow
-def test_site_has_every_public_name(tmp_path):
+def test_site_is_whole(tmp_path):
     site = tmp_path / "site"
     build = [sys.executable, "-m", "sphinx", "-q", "--fail-on-warning", "--keep-going", "--conf-dir", "docs", ".", site]
     ran = subprocess.run(build, cwd=ROOT, capture_output=True, text=True)
@@ -41,3 +77,5 @@ def test_site_has_every_public_name(tmp_path):
     # What Sphinx writes where it has nothing better: fields of named tuples, values by their address.
     for page in [*site.glob("docs/api/*.html"), site / "docs/internals.html"]:
         assert not re.search(r"Alias for field|&lt;function|0x[0-9a-f]{6}", page.read_text()), page.name
+
+    assert not list(broken_links(site))

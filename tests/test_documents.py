@@ -1,7 +1,8 @@
-"""The README and the notebooks run, and say what the repository holds."""
+"""The README, the pages of the site and the notebooks run, and say what the repository holds."""
 
 import json
 import re
+import tomllib
 from pathlib import Path
 
 import jax
@@ -15,60 +16,88 @@ from benchmarks import write_tables
 from lstmjax.tasks import english_text
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
+PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
 
 
-def blocks(language, text=README):
-    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+def blocks(language, page="README.md"):
+    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
 
 
-def test_readme_code_on_the_first_screen_runs(capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+# What the code of a page prints; losses are below 0.1.
+PRINTED = {
+    "README.md": [r"the gradient halves every [\d.]+ steps"],
+    "docs/gradients.md": [r"matched by number of parameters"],
+    "docs/training.md": [
+        r"loss 0\.0\d+$",
+        r"loss of the loan sentences 0\.0\d+$",
+        r"squared error on rows held out 0\.0\d+$",
+        r"[\d.]+ bits a character",
+    ],
+    "docs/unit.md": [r"long-term 2\.9476, short-term 0\.9862$"],
+}
+
+
+def run(codes, page):
+    """As a reader runs it: one session, from top to bottom, without the strictness of the tests."""
+    namespace = {}
     with jax.numpy_dtype_promotion("standard"):
-        exec(compile(blocks("python")[0], "README.md", "exec"), {})
-    assert capsys.readouterr().out
+        for code in codes:
+            exec(compile(code, page, "exec"), namespace)
 
 
-@pytest.mark.slow
-def test_readme_code_runs(capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # a figure is saved, and a reader's own data are read
+@pytest.fixture
+def a_readers_folder(tmp_path, monkeypatch):
+    """Where figures are saved, with a reader's own data in it."""
+    monkeypatch.chdir(tmp_path)
     time = np.arange(2000)
     noisy = np.sin(time / 9) + 0.1 * np.random.default_rng(0).normal(size=2000)
     columns = np.stack([noisy, np.cos(time / 9)], axis=1)
     np.savetxt("series.csv", columns, delimiter=",", header="sine,cosine", comments="")
     Path("text.txt").write_text(english_text()[:40_000])
-    # As a reader would run it: one session, from top to bottom, without the strictness of the tests.
-    namespace = {}
-    with jax.numpy_dtype_promotion("standard"):
-        for code in blocks("python"):
-            exec(compile(code, "README.md", "exec"), namespace)
+    return tmp_path
+
+
+def test_readme_code_on_the_first_screen_runs(capsys):
+    code = blocks("python")[0]
+    assert len([line for line in code.splitlines() if line.strip()]) <= 15
+    run([code], "README.md")
+    assert re.search(PRINTED["README.md"][0], capsys.readouterr().out)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks("python", page)])
+def test_code_of_a_page_runs(page, capsys, a_readers_folder):
+    run(blocks("python", page), page)
     printed = capsys.readouterr().out
-    assert "the gradient halves every" in printed
-    assert "long-term 2.9476, short-term 0.9862" in printed
-    assert float(re.search(r"^loss ([\d.]+)", printed, re.MULTILINE)[1]) < 0.1
-    assert float(re.search(r"loss of the loan sentences ([\d.]+)", printed)[1]) < 0.1
-    assert float(re.search(r"squared error on rows held out ([\d.]+)", printed)[1]) < 0.1
-    bits, pairs = re.search(r"([\d.]+) bits a character; counts of pairs give ([\d.]+)", printed).groups()
-    assert float(bits) < float(pairs)
-    assert "matched by number of parameters" in printed
-    assert (tmp_path / "report.png").stat().st_size > 10_000
+    for line in PRINTED.get(page, []):
+        assert re.search(rf"^{line}", printed, re.MULTILINE), line
+    if found := re.search(r"([\d.]+) bits a character; counts of pairs give ([\d.]+)", printed):
+        assert float(found[1]) < float(found[2])
+    if page == "docs/gradients.md":
+        assert (a_readers_folder / "report.png").stat().st_size > 10_000
 
 
-def test_readme_code_on_the_first_screen_is_fifteen_lines():
-    assert len([line for line in blocks("python")[0].splitlines() if line.strip()]) <= 15
+def test_readme_is_short():
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) <= 160
+    assert max(map(len, lines)) <= 121
 
 
-def test_readme_commands_exist():
+def test_commands_of_the_pages_exist():
     makefile = (ROOT / "Makefile").read_text()
-    commands = [line.split("#")[0].strip() for block in blocks("sh") for line in block.splitlines()]
+    commands = [line.split("#")[0].strip() for p in PAGES for block in blocks("sh", p) for line in block.splitlines()]
     for command in filter(None, commands):
         tool, *rest = command.split()
         if tool == "make":
             assert re.search(rf"^{rest[0]}:", makefile, re.MULTILINE), command
         else:
             assert command.startswith("pip install -e "), command
-            for extra in re.findall(r"\[(\w+)\]", command):
-                assert f"\n{extra} = [" in (ROOT / "pyproject.toml").read_text()
+
+
+def test_readme_installs_every_extra():
+    listed = re.findall(r"^pip install -e '.\[(\w+)\]'", "".join(blocks("sh")), re.MULTILINE)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert sorted(listed) == sorted(project["optional-dependencies"])
 
 
 @pytest.mark.parametrize("name", write_tables.TABLES)
@@ -78,15 +107,15 @@ def test_tables_are_the_committed_results(name):
 
 
 def test_what_to_cite_is_this_version():
-    for text in (README, (ROOT / "CITATION.cff").read_text()):
-        assert re.search(r"^ *version *[:=] *{?([\d.]+)", text, re.MULTILINE)[1] == lstmjax.__version__
+    cited = (ROOT / "CITATION.cff").read_text()
+    assert re.search(r"^version: ([\d.]+)$", cited, re.MULTILINE)[1] == lstmjax.__version__
 
 
 def test_committed_results_are_of_whole_runs():
     assert json.loads((ROOT / "benchmarks/results/gradient_norms.json").read_text())["settings"]["complete"]
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "benchmarks/README.md"])
+@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md", "benchmarks/README.md"])
 def test_links_lead_somewhere(page):
     path = ROOT / page
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text()):
