@@ -206,7 +206,7 @@ def make_fits(curves: dict[tuple[str, str], Curve]) -> list[dict[str, Any]]:
                 "cell": cell,
                 "input": input_name,
                 "rate_per_step": number(rate),
-                "half_life": number(half_life(rate)),  # of the rate beside it
+                "half_life": number(half_life(rate)),  # of the rate next to it
                 "r2": number(np.median(fit.r2)),
                 "rate_min": number(np.min(fit.rate)),
                 "rate_max": number(np.max(fit.rate)),

@@ -120,8 +120,17 @@ def half_life(norms: NDArray) -> tuple[float, float]:
     return float(fit.rate), float(fit.half_life)
 
 
+def format_columns(first: list[str], groups: list[str], names: list[str], rows: list[list[str]]) -> str:
+    """A table with a column for every group and name, whose heads stand above one another, so that it stays narrow."""
+    heads = [[*("" for _ in first), *(g for g in groups for _ in names)], [*first, *(names * len(groups))]]
+    columns = [[text.replace("$", "") for text in column] for column in zip(*heads, *rows, strict=True)]
+    widths = [max(map(len, column)) + 2 for column in columns]
+    lines = zip(*columns, strict=True)
+    return "\n".join("".join(f"{text:>{width}}" for text, width in zip(line, widths, strict=True)) for line in lines)
+
+
 def forget_bias(settings: Settings) -> Section:
-    """Half-life of ∂L/∂c against b_f, with and without recurrent weights, beside ln 2 / −ln σ(b_f)."""
+    """Half-life of ∂L/∂c against b_f, with and without recurrent weights, next to ln 2 / −ln σ(b_f)."""
     biases = np.arange(-2, 7)
     cells: dict[str, Callable[[float], lstmjax.Cell]] = {
         "$W_h = 0$": lambda b: lstmjax.lstm(settings.hidden_size, forget_bias=b, w_h_init=ZEROS),
@@ -150,14 +159,14 @@ def forget_bias(settings: Settings) -> Section:
                     )
             lines[name] = plot.Curve(biases, lives)
         panels[input_name] = lines
-    head = f"{'b_f':>4} {'theory':>8}" + "".join(f"{f'{i}, {c}':>32}" for i in inputs for c in cells)
     rows = [
-        f"{bias:>4.0f} {10 ** theory[n]:>8.2f}"
-        + "".join(f"{format_half_life(10 ** np.median(panels[i][c].y[:, n])):>32}" for i in inputs for c in cells)
+        [f"{bias:.0f}", f"{10 ** theory[n]:.2f}"]
+        + [format_half_life(10 ** np.median(panels[i][c].y[:, n])) for i in inputs for c in cells]
         for n, bias in enumerate(biases)
     ]
+    table = format_columns(["b_f", "theory"], list(inputs), list(cells), rows)
     figure = plot.bands(panels, xlabel="forget bias $b_f$", ylabel=r"half-life of $\partial L\,/\,\partial c$ (steps)")
-    return Section(records, "\n".join([head.replace("$", ""), *rows]), {"": figure})
+    return Section(records, table, {"": figure})
 
 
 def initialisers(settings: Settings) -> Section:
@@ -245,13 +254,12 @@ def spectral_norm(settings: Settings) -> Section:
         panels, logarithmic=False,
         xlabel=r"spectral norm $\|W_h\|_2$ of each gate", ylabel=r"rate of $\ln\|\partial L\,/\,\partial h\|$ a step",
     )  # fmt: skip
-    head = f"{'‖W_h‖':>6} {'bound':>7}" + "".join(f"{f'{c}, {i.split()[0]}':>28}" for i in inputs for c in cells)
     rows = [
-        f"{s:>6.3f} {math.log(s):>7.3f}"
-        + "".join(f"{np.median(panels[i][c].y[:, n]):>28.3f}" for i in inputs for c in cells)
+        [f"{s:.3f}", f"{math.log(s):.3f}"] + [f"{np.median(panels[i][c].y[:, n]):.3f}" for i in inputs for c in cells]
         for n, s in enumerate(scales)
     ]
-    return Section(records, "\n".join([head.replace("$", ""), *rows]), {"": figure})
+    groups = [f"{i.split()[0]} input" if "input" in i else i for i in inputs]
+    return Section(records, format_columns(["‖W_h‖", "bound"], groups, list(cells), rows), {"": figure})
 
 
 def depth(settings: Settings) -> Section:

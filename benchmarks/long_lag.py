@@ -145,7 +145,7 @@ class Programs(NamedTuple):
         init: ``key -> state`` before training.
         train: ``state -> (state, metrics)`` over 2000 sequences, 400 where there is an exam to sit after them;
             ``wrong`` and ``error`` for each update.
-        felt: ``(params, key) -> log10`` of ‖∂L/∂s‖ behind the first step over that behind the last, the median row's;
+        felt: ``(params, key) -> log10`` of ‖∂L/∂s‖ after the first step over that after the last, the median row's;
             None where the loss is of every step.
         test: ``(params, key) -> (wrong, error)`` on fresh sequences, or on the exam.
         tested: how many sequences a test is of.
@@ -325,9 +325,9 @@ def summarise(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def format_table(summary: list[dict[str, Any]]) -> str:
-    """Who solved what, beside what was published."""
+    """Who solved what, next to what was published."""
     head = (
-        f"{'task':<16}{'lag':>6}  {'cell':<34}{'felt':>10}{'solved':>8}{'sequences':>11}{'wrong':>11}{'error':>10}"
+        f"{'task':<16}{'lag':>5}  {'cell':<18}{'felt':>10}{'solved':>8}{'sequences':>11}{'wrong':>11}{'error':>9}"
         f"{'seconds':>9}"
     )
     lines = [head, "-" * len(head)]
@@ -339,13 +339,14 @@ def format_table(summary: list[dict[str, Any]]) -> str:
             solved, wrong = f"{row['solved']}/{row['seeds']}", f"{row['test_wrong']}/{row['tested']}"
             felt = "-" if row["log10_felt"] is None else power_of_ten(row["log10_felt"])
             lines.append(
-                f"{task:<16}{lag:>6}  {row['cell']:<34}{felt:>10}{solved:>8}{sequences:>11}{wrong:>11}{error:>10}"
+                f"{task:<16}{lag:>5}  {row['cell']:<18}{felt:>10}{solved:>8}{sequences:>11}{wrong:>11}{error:>9}"
                 f"{row['seconds']:>9.0f}"
             )
         for known in (p for p in PUBLISHED if (p["task"], p["lag"]) == (task, lag)):
             sequences, wrong, error = (str(known.get(k, "")) for k in ("sequences", "test_wrong", "error"))
-            lines.append(f"{'':<24}{'published: ' + known['source']:<52}{sequences:>11}{wrong:>11}{error:>10}")
-        lines.append(f"{'':<24}{'remembering nothing':<52}{'':>11}{'':>11}{rows[0]['baseline']:>10.2g}")
+            line = f"{'':<8}{'published: ' + known['source']:<51}{sequences:>11}{wrong:>11}{error:>9}"
+            lines.append(line.rstrip())
+        lines.append(f"{'':<8}{'remembering nothing':<51}{'':>11}{'':>11}{rows[0]['baseline']:>9.2g}")
     return "\n".join(lines)
 
 
@@ -359,7 +360,7 @@ def write_results(settings: Settings, records: list[dict[str, Any]], complete: b
         "settings": {  # of the last command; each record has its own
             **{k: v for k, v in dataclasses.asdict(settings).items() if k not in ("out", "progress")},
             "complete": complete,
-            "log10_felt": "before training, ‖∂L/∂s‖ behind the first step over that behind the last",
+            "log10_felt": "before training, ‖∂L/∂s‖ after the first step over that after the last",
             "sequences": "training sequences until the criterion was met; null: it was not, within max_sequences",
             "seconds": "of training, without compiling",
             "curve": "mean error of each 2000 training sequences (Reber: 400), each judged before it is learnt from",

@@ -40,9 +40,9 @@ class Problem(NamedTuple):
         right: ``(answers, batch) -> [B]`` booleans.
         baseline: the error of remembering nothing.
         criterion: when the task counts as solved.
-        batch_size: sequences an update, unless told.
-        learning_rate: of Adam, unless told.
-        max_sequences: when to give up, unless told.
+        batch_size: sequences an update, by default.
+        learning_rate: of Adam, by default.
+        max_sequences: when to give up, by default.
         exam: sequences that must all be right, in place of the most recent ones; None for most tasks.
     """
 
@@ -69,7 +69,7 @@ LAGS: dict[TaskName, tuple[int, ...]] = {
     "noisy lag": (50, 100),
     "loan sentences": (30, 100, 300),
 }
-"""The lags of each task unless told. Embedded Reber has no lag to choose: 7 is the least it demands."""
+"""The default lags of each task. Embedded Reber has no lag to choose: 7 is the least it demands."""
 
 _H97 = "LSTM, Hochreiter & Schmidhuber 1997"
 PUBLISHED: list[dict[str, Any]] = [
@@ -147,7 +147,7 @@ def _embedded_reber(lag: int) -> Problem:
         return of_the_first_256
 
     def loss(answers: Array, batch: Batch) -> Array:
-        """Cross-entropy of the symbol that follows; behind the last one it is E, the one legal symbol."""
+        """Cross-entropy of the symbol that follows; after the last one it is E, the one legal symbol."""
         times = jnp.arange(len(answers), dtype=batch.lengths.dtype)[:, None]
         following = jnp.concatenate([batch.xs[1:], jnp.zeros_like(batch.xs[:1])])
         last = (times == batch.lengths - 1)[..., None]

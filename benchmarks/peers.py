@@ -1,4 +1,4 @@
-"""The LSTMs of other libraries behind one face, each in its own layout and with the same weights.
+"""The LSTMs of other libraries with one face, each in its own layout and with the same weights.
 
 None of these packages is imported until its peer is asked for.
 """

@@ -1,4 +1,4 @@
-"""How fast is the LSTM? Times lstmjax beside other libraries, and beside the matrix products that nobody can avoid.
+"""How fast is the LSTM? Times lstmjax next to other libraries, and next to the matrix products that nobody can avoid.
 
 All candidates compute the same function with the same weights, which is checked before anything is timed. They run
 interleaved, in an order drawn anew each round, in one process; a ratio is the median over rounds of two times from
@@ -41,7 +41,7 @@ QUICK_GRID, QUICK_PEERS = ("28,128,28,128", "200,16,8,32"), ("Flax Linen Optimiz
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Time the LSTM of lstmjax beside those of other libraries, forwards and in training."""
+    """Time the LSTM of lstmjax next to those of other libraries, forwards and in training."""
 
     out: Path = Path("out")
     """Folder for throughput.json and .png."""
@@ -55,11 +55,11 @@ class Settings:
         "lstmjax scan", "lstmjax cuDNN", "Flax Linen LSTMCell", "Flax Linen OptimizedLSTMCell", "Flax NNX LSTMCell",
         "Flax NNX OptimizedLSTMCell", "Haiku", "Equinox", "Keras", "PyTorch",
     )  # fmt: skip
-    """Whom to time beside lstmjax; one that is not installed is left out, and that is said."""
+    """Whom to time next to lstmjax; one that is not installed is left out, and that is said."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of weights, inputs and states."""
     device: Literal["cpu", "gpu", "tpu"] | None = None
-    """Where to run; JAX's default unless told."""
+    """Where to run; default: JAX's own."""
     seconds: float = 6.0
     """Time for the rounds of one point and pass."""
     quick: bool = False
@@ -342,36 +342,40 @@ def geometric_means(records: list[dict[str, Any]]) -> dict[str, dict[str, float]
     return means
 
 
+def _two_lines(name: str) -> tuple[str, str]:
+    """A library's name above the name of its layer, where it has two: no wider than seven letters each."""
+    library, _, layer = (
+        name.removeprefix("Flax ").replace("OptimizedLSTMCell", "opt.").replace("LSTMCell", "plain").partition(" ")
+    )
+    return library, layer
+
+
 def format_table(records: list[dict[str, Any]]) -> str:
     """Time over lstmjax's in the same round, a column for each implementation; above 1 it is slower than lstmjax."""
-    names = list(dict.fromkeys(r["implementation"] for r in records))
-    short = {n: n.replace("Flax ", "").replace("OptimizedLSTMCell", "opt.").replace("LSTMCell", "") for n in names}
+    peers = [n for n in dict.fromkeys(r["implementation"] for r in records) if n != "lstmjax"]
+    heads = {n: _two_lines(n) for n in peers}
     lines = []
     for pass_name in dict.fromkeys(r["pass"] for r in records):
         rows = [r for r in records if r["pass"] == pass_name]
-        head = f"{pass_name + '  T,B,I,H':<26}{'ms':>9}{'/floor':>8}" + "".join(
-            f"{short[n]:>14}" for n in names if n != "lstmjax"
-        )
-        lines += ["", head, "-" * len(head)]
+        lines.append("")
+        for part, left in ((0, f"{pass_name:<16}{'':>8}{'':>8}"), (1, f"{'T,B,I,H':<16}{'ms':>8}{'/floor':>8}")):
+            lines.append((left + "".join(f"{heads[n][part]:>8}" for n in peers)).rstrip())
+        lines.append("-" * len(lines[-2]))
         for point in dict.fromkeys((r["T"], r["B"], r["I"], r["H"]) for r in rows):
             at = {r["implementation"]: r for r in rows if (r["T"], r["B"], r["I"], r["H"]) == point}
             ours = at["lstmjax"]
-            cells = "".join(
-                f"{at[n]['ratio_to_lstmjax']:>14.2f}" if n in at else f"{'-':>14}" for n in names if n != "lstmjax"
-            )
+            ratios = "".join(f"{at[n]['ratio_to_lstmjax']:>8.2f}" if n in at else f"{'-':>8}" for n in peers)
             label = ",".join(map(str, point))
-            lines.append(f"{label:<26}{ours['median_ms']:>9.2f}{ours['ratio_to_floor']:>8.2f}{cells}")
+            lines.append(f"{label:<16}{ours['median_ms']:>8.2f}{ours['ratio_to_floor']:>8.2f}{ratios}")
         means = geometric_means(rows)[pass_name]
-        lines.append(
-            f"{'geometric mean':<43}" + "".join(f"{means.get(n, np.nan):>14.2f}" for n in names if n != "lstmjax")
-        )
+        lines.append(f"{'geometric mean':<32}" + "".join(f"{means.get(n, np.nan):>8.2f}" for n in peers))
         if "best JAX peer of each point" in means:
             lines.append(f"best JAX peer of each point: {means['best JAX peer of each point']:.2f}")
     return "\n".join(lines[1:])
 
 
 def format_memory(memory: list[dict[str, Any]]) -> str:
-    """Temporary memory of training at one point, beside that of the best Flax layer."""
+    """Temporary memory of training at one point, next to that of the best Flax layer."""
     flax = [r["temp_bytes"] for r in memory if r["implementation"].startswith("Flax") and r["temp_bytes"]]
     point = ",".join(str(memory[0][k]) for k in "TBIH")
     head = f"{'train  ' + point:<34}{'temp MB':>9}{'/best Flax':>12}{'compile s':>11}"

@@ -1,4 +1,4 @@
-"""Is training with lstmjax fast, and does it come to the same? One model of text, beside Flax + Optax and PyTorch.
+"""Is training with lstmjax fast, and does it come to the same? One model of text, next to Flax + Optax and PyTorch.
 
 Speed: steps a second of each library's own training loop, interleaved in one process, every loss compared first.
 Characters: the same model trained to the end by each library, and its bits a character on text held out.
@@ -38,7 +38,7 @@ AGREEMENT = 1e-3
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Time the training of a model of text beside Flax + Optax and PyTorch, and compare where training ends."""
+    """Time the training of a model of text next to Flax + Optax and PyTorch, and compare where training ends."""
 
     out: Path = Path("out")
     """Folder for training.json and .png."""
@@ -49,7 +49,7 @@ class Settings:
     peers: tuple[TrainerName, ...] = (
         "lstmjax, one device", "lstmjax, a step a call", "Flax Linen + Optax", "Flax NNX + Optax", "PyTorch",
     )  # fmt: skip
-    """Whom to time beside lstmjax, which splits its batches over all devices, on a CPU one a core. What is not
+    """Whom to time next to lstmjax, which splits its batches over all devices, on a CPU one a core. What is not
     installed is left out, and that is said."""
     steps_per_round: int = 20
     """Updates that each library makes in a round, for lstmjax in one call."""

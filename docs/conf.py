@@ -1,4 +1,4 @@
-"""The site: the README, the pages of this folder, the notebooks as they were run, and a reference of the API made from the docstrings.
+"""The site: the README, the pages here, the notebooks as they were run, a reference of the API from the docstrings.
 
 ``make docs`` builds it. Its source is the whole repository, set up from this folder, so that links from page to page
 lead on the site where they lead on a code host.

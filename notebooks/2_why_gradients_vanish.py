@@ -15,7 +15,7 @@
 # # 2. Why gradients vanish and explode
 #
 # A weight learns from the derivative of the loss with respect to it, and the chain rule makes of that a product. Over two
-# layers, d1 · d2: if they are 0.03 and 0.05, the gradient is 0.0015. Over n layers it is d1 · d2 · d3 · … · dn.
+# layers, $d_1 d_2$: if they are 0.03 and 0.05, the gradient is 0.0015. Over $n$ layers it is $d_1 d_2 d_3 \cdots d_n$.
 
 # %%
 # %matplotlib inline
@@ -39,7 +39,7 @@ print(f"0.03 · 0.05 = {0.03 * 0.05:.4f}    0.5^50 = {0.5**50:.2e}    2^50 = {2.
 # %% [markdown]
 # ## Depth
 #
-# Thirty layers, each y ← φ(y W + b). The logistic function's slope is at most ¼, so every layer costs at least that; the
+# Thirty layers, each $y \leftarrow \varphi(y W + b)$. The logistic function's slope is at most 1/4, so every layer costs at least that; the
 # first layers' weights hardly change, and the network hardly learns.
 
 # %%
@@ -94,8 +94,8 @@ for scale in (0.5, 1.0, 1.5):
 # %% [markdown]
 # ## The highway
 #
-# Along the LSTM's long-term memory there are no weights: ∂c_T/∂c_t is the product of the forget gates, ∏ f, plus all that
-# leaves c for the gates and comes back. Without recurrent weights the product is all there is, and its rate is ln σ(b_f).
+# Along the LSTM's long-term memory there are no weights: $\partial c_T/\partial c_t$ is the product of the forget gates, $\prod f$, plus all that
+# leaves $c$ for the gates and comes back. Without recurrent weights the product is all there is, and its rate is $\ln \sigma(b_f)$.
 
 # %%
 highway = lstmjax.lstm(64, forget_bias=1.0, w_h_init=jax.nn.initializers.zeros)

@@ -45,7 +45,7 @@ report.figure()
 # %% [markdown]
 # ## A cell of your own
 #
-# A cell is three pure functions. This one leaks: h' = a h + (1 − a) tanh(x W + h U), with a learned for every unit.
+# A cell is three pure functions. This one leaks: $h' = a h + (1 - a) \tanh(x W + h U)$, with $a$ learned for every unit.
 
 # %%
 from typing import NamedTuple

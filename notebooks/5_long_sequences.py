@@ -137,7 +137,7 @@ for epoch in (1, 2, 3, 4):
     print(f"pass {epoch}: squared error an hour ahead {metrics['loss'].mean():.4f}")
 
 # %% [markdown]
-# What does the cut leave out? `truncation_bias` holds the truncated gradient beside the full one.
+# What does the cut leave out? `truncation_bias` holds the truncated gradient next to the full one.
 
 # %%
 weeks = hours[:9].reshape(540, 8, 1)

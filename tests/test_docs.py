@@ -51,12 +51,16 @@ def broken_links(site):
             to = urlsplit(link)
             target = (path.parent / unquote(to.path)).resolve() if to.path else path
             inside = not (to.scheme or to.netloc)
-            if inside and not (target.exists() and (target not in pages or unquote(to.fragment) in pages[target].anchors)):
+            if inside and not (
+                target.exists() and (target not in pages or unquote(to.fragment) in pages[target].anchors)
+            ):
                 yield f"{path.relative_to(site)}: {link}"
 
 
 def test_a_broken_link_is_found(tmp_path):
-    (tmp_path / "a.html").write_text('<p id="x"><a href="b%20c.html#y">1</a> <a href="#z">2</a> <a href="http://d">3</a>')
+    (tmp_path / "a.html").write_text(
+        '<p id="x"><a href="b%20c.html#y">1</a> <a href="#z">2</a> <a href="http://d">3</a>'
+    )
     (tmp_path / "b c.html").write_text('<a id="y" href="a.html#x">1</a> <img src="none.png">')
     assert sorted(broken_links(tmp_path)) == ["a.html: #z", "b c.html: none.png"]
 

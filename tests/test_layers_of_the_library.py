@@ -13,7 +13,7 @@ ORDER = [
     "checks", "files", "functions", "plot", "drawing", "typing", "init", "gates", "cells", "recurrence", "unroll",
     "tasks", "explain", "stack", "gradients",
 ]  # fmt: skip
-# These stand beside one another on the core, and do not import one another.
+# These stand next to one another on the core, and do not import one another.
 SIBLINGS = ["gradients", "nn", "convert", "training"]
 
 
