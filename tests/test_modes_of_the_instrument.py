@@ -59,7 +59,7 @@ class Weights(NamedTuple):
 
 def make(hidden_size):
     lstm = lstmjax.lstm(hidden_size)
-    return lstm._replace(init=lambda *args: Weights(*lstm.init(*args)), step=step, recurrence=None)
+    return lstmjax.Cell(lambda *args: Weights(*lstm.init(*args)), lstm.initial_state, step)
 
 
 CELL, GATED = make(2), lstmjax.lstm(2)
@@ -106,8 +106,6 @@ ON_THE_HOST = {
 }  # fmt: skip
 
 
-# What a cell and an unroll of the library do with their own arrays.
-their_own = pytest.mark.xfail(reason="bias and lengths promote ranks", strict=False)
 WITH_LENGTHS = [n for n in CALLS if "lengths" in inspect.signature(getattr(gradients, n.split(",")[0])).parameters]
 
 
@@ -116,7 +114,7 @@ def test_nothing_is_left_out():
     assert public == {name.split(",")[0] for name in CALLS} | set(ON_THE_HOST)
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=their_own) if "gate" in n else n for n in CALLS])
+@pytest.mark.parametrize("name", CALLS)
 def test_under_jit(name):
     jax.block_until_ready(jax.jit(CALLS[name])(PARAMS, XS))
 
@@ -126,7 +124,6 @@ def test_on_the_host(name):
     assert ON_THE_HOST[name]()
 
 
-@their_own
 @pytest.mark.parametrize("options", [{"lengths": LENGTHS}, {"mask": MASK}], ids=["lengths", "mask"])
 @pytest.mark.parametrize("name", WITH_LENGTHS)
 def test_blanks_are_no_faults(name, options):

@@ -185,7 +185,7 @@ def test_a_cell_without_h_is_read_by_its_output():
 def test_an_output_that_cannot_be_read():
     def two_outputs(hidden_size):
         cell = leaky(hidden_size)
-        return cell._replace(step=lambda *args: (cell.step(*args)[0], (cell.step(*args)[1],) * 2))
+        return cell.replace(step=lambda *args: (cell.step(*args)[0], (cell.step(*args)[1],) * 2))
 
     with pytest.raises(TypeError, match=r"the cell of cells\['two'\] puts out \(ShapeDtypeStruct.* wanted one array"):
         gradient_report({"two": two_outputs}, (XS, XS[-1]), seeds=1)

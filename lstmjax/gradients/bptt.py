@@ -66,7 +66,8 @@ def per_step_param_grads(
     ((20, 4, 16), True)
     """
     params, xs, state = scaled.wide((params, xs, state))
-    start, fresh, timeline = prepare(cell, params, as_sequence(cell, xs, state, lengths, mask, resets))
+    sequence = jax.tree.map(jnp.asarray, as_sequence(cell, xs, state, lengths, mask, resets))
+    start, fresh, timeline = prepare(cell, params, sequence)
     copies = jax.tree.map(lambda p: jnp.broadcast_to(p, (timeline.x.shape[0], *jnp.shape(p))), params)
 
     def loss(copies):
@@ -146,7 +147,8 @@ def truncation_bias(
         raise ValueError(f"windows is {windows!r}; wanted at least one whole number of steps")
     windows = [whole_number(f"windows[{n}]", k) for n, k in enumerate(windows)]
     params, xs, state = scaled.wide((params, xs, state))
-    start, fresh, timeline = prepare(cell, params, as_sequence(cell, xs, state, lengths, mask, resets))
+    sequence = jax.tree.map(jnp.asarray, as_sequence(cell, xs, state, lengths, mask, resets))
+    start, fresh, timeline = prepare(cell, params, sequence)
     times = jnp.arange(timeline.x.shape[0])
 
     # One program for every window length: where a border falls is data.

@@ -135,7 +135,7 @@ def blank_padding(values: Any, lengths: Any, times: Sequence[int] | None = None)
     # Lengths may be of a type that ends before T, and one compared with it wraps: no length is beyond the last time.
     last = min(max(times, default=0), np.iinfo(lengths.dtype).max)
     ends = jnp.minimum(lengths, np.asarray(last, lengths.dtype)).astype(jnp.int32)
-    at = np.array(times, np.int32)
+    at = jnp.array(times, jnp.int32)
     return blanked(at.reshape(at.shape + (1,) * ends.ndim) <= ends[None], values)
 
 

@@ -12,6 +12,7 @@ from jaxtyping import Array
 from lstmjax.cells.base import Cell
 from lstmjax.gradients import scaled
 from lstmjax.gradients.linear import Linearised, linearised
+from lstmjax.recurrence.inputs import time_and_batch
 from lstmjax.typing import Params, State
 
 
@@ -72,16 +73,18 @@ def precision_audit(
     >>> audit["float16"].wrong_from < audit["float32"].wrong_from
     True
     """
-    if 0 in jnp.shape(xs)[1:-1]:
-        raise ValueError(f"xs has shape {jnp.shape(xs)}; wanted at least one row: the norms are medians over rows")
+    _, batch = time_and_batch(cell, xs)
+    if 0 in batch:
+        raise ValueError(f"xs has batch axes {batch}; wanted at least one row: the norms are medians over rows")
+    if state is None:  # a state that is given is carried in its own dtype, and so in the one under audit
+        state = cell.initial_state(batch)
     audits = {}
     for dtype in map(jnp.dtype, dtypes):
         if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(f"dtypes holds {dtype}; wanted floating dtypes")
         if jax.dtypes.canonicalize_dtype(dtype) != dtype:
             raise ValueError("dtypes holds float64, which JAX has only with jax_enable_x64 on")
-        narrow = jax.tree.map(lambda a, dtype=dtype: jnp.asarray(a, dtype), (params, xs, state))
-        linear = linearised(cell, *narrow)
+        linear = linearised(cell, *_cast((params, xs, state), dtype))
         direct = jax.grad(loss_fn)(linear.states)
         plain, rescaled = (_by_lag(norms) for norms in _both_ways(linear, direct))
         audits[dtype.name] = PrecisionAudit(
@@ -92,6 +95,16 @@ def precision_audit(
             _from(np.isposinf(plain) | np.isnan(plain)),
         )
     return audits
+
+
+def _cast(tree: Any, dtype: Any) -> Any:
+    """Every float in the dtype; symbols, counters and keys as they are."""
+
+    def cast(leaf):
+        leaf = jnp.asarray(leaf)
+        return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    return jax.tree.map(cast, tree)
 
 
 @jax.jit
