@@ -54,7 +54,7 @@ def tanh(z: Floats) -> Floats:
 
         tanh'(z) = 4 σ(2z) σ(−2z)
 
-    The usual form 1 − tanh² reads 0 for a saturated unit: in float32 from |z| = 9 on, where 6e-8 is right.
+    The usual form 1 − tanh² reads 0 for a saturated unit: in float32 from ``|z|`` = 9 on, where 6e-8 is right.
 
     >>> print(f"{jax.grad(tanh)(20.0):.3e}")
     1.699e-17

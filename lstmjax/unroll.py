@@ -14,11 +14,11 @@ import jax
 from lstmjax.cells.base import Cell
 from lstmjax.checks import whole_number
 from lstmjax.recurrence import cudnn
-from lstmjax.recurrence.inputs import Sequence, as_sequence, prepare
+from lstmjax.recurrence.inputs import Sequence, as_sequence, prepare, time_and_batch
 from lstmjax.recurrence.linear import linear_scan
 from lstmjax.recurrence.parts import Parts, take_apart
-from lstmjax.recurrence.scan import first_step, in_blocks, over_time, plain_scan
-from lstmjax.typing import Params, State
+from lstmjax.recurrence.scan import first_step, in_blocks, over_time, plain_scan, whole_blocks
+from lstmjax.typing import Key, Params, State
 
 Implementation = Literal["fused", "scan", "cudnn"] | None
 
@@ -85,7 +85,7 @@ def unroll(
         cudnn.check_request(cell, params, sequence.xs, state, **unserved)
         return _run_cudnn(cell, params, sequence, reverse=reverse)
     options = _options(implementation, remat_block, scan_unroll)
-    return run(cell, record_output, params, sequence, reverse=reverse, **options)
+    return run(_drawn(cell), record_output, params, sequence, reverse=reverse, **options)
 
 
 def state_history(
@@ -136,7 +136,16 @@ def state_history(
     sequence = as_sequence(cell, xs, state, lengths, mask, resets)
     options = _options(implementation, remat_block, scan_unroll)
     record = record_states if include_initial else record_state
-    return run(cell, record, params, sequence, reverse=reverse, **options)[1]
+    return run(_drawn(cell), record, params, sequence, reverse=reverse, **options)[1]
+
+
+def _drawn(cell: Cell) -> Cell:
+    """The cell once its parameters are drawn: cells that differ in that alone share a program."""
+    return cell.replace(init=_no_init)
+
+
+def _no_init(key: Key, input_size: int, dtype: Any = None) -> Params:
+    raise TypeError("this cell draws no parameters")
 
 
 def record_output(state: State, y: Any) -> Any:
@@ -182,8 +191,12 @@ def run(
         return scan(state, fresh, part)
 
     if remat_block is not None:
+        steps, batch = time_and_batch(cell, timeline.x)
+        if not isinstance(steps, int):
+            timeline = whole_blocks(timeline, batch, remat_block)
         # Inside a scan nothing can be merged across iterations, so the barriers against CSE would only cost.
         final, kept = in_blocks(jax.checkpoint(block, prevent_cse=False), start, timeline, remat_block, reverse)
+        kept = jax.tree.map(lambda a: a[:steps], kept)
     else:
         final, kept = block(start, timeline)
     return final, over_time(start, kept, reverse=reverse) if record is record_states else kept

@@ -18,7 +18,7 @@ class CellHighway(NamedTuple):
     """Natural logarithms for every t from 0 to T; the norms are Frobenius norms of ``[H, H]`` Jacobians.
 
     Attributes:
-        log_forget: ``[T + 1, *B, H]`` Σ ln |f_k| over k = t+1 … T, unit by unit: the highway itself, ∏ f.
+        log_forget: ``[T + 1, *B, H]`` Σ ln ``|f_k|`` over k = t+1 … T, unit by unit: the highway itself, ∏ f.
         highway: ``[T + 1, *B]`` ln ‖diag ∏ f‖, which is ∂c_T/∂c_t with the gradient stopped at h.
         gates: ``[T + 1, *B]`` ln ‖∂c_T/∂c_t − diag ∏ f‖: every way that leaves c for h at least once.
         full: ``[T + 1, *B]`` ln ‖∂c_T/∂c_t‖.

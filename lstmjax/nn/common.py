@@ -218,7 +218,7 @@ class Stack(NamedTuple):
         dropout_rate: the share of each layer's outputs, the last's excepted, that a dropout key sets to zero.
         time_major: whether sequences are ``[T, *B, ...]``, or ``[*B, T, ...]``.
         dtype: of the computation, or None: promoted from inputs and parameters.
-        param_dtype: of the parameters, and of the carry unless one is given.
+        param_dtype: of the parameters.
     """
 
     cell: Cell

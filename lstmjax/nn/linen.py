@@ -23,6 +23,7 @@ from jaxtyping import Array
 
 from lstmjax.cells import Cell
 from lstmjax.checks import whole_number
+from lstmjax.gates import sigmoid, tanh
 from lstmjax.nn import common
 from lstmjax.nn.common import KERNEL_INIT, RECURRENT_KERNEL_INIT
 from lstmjax.typing import Initializer, Key, Params, Shape, State
@@ -149,8 +150,8 @@ class _Cell(_WithParams, flax_linen.RNNCellBase):
 
 class _GatedCell(_Cell):
     features: int
-    gate_fn: Callable[..., Any] = jax.nn.sigmoid
-    activation_fn: Callable[..., Any] = jnp.tanh
+    gate_fn: Callable[..., Any] = sigmoid
+    activation_fn: Callable[..., Any] = tanh
     kernel_init: Initializer = KERNEL_INIT
     recurrent_kernel_init: Initializer = RECURRENT_KERNEL_INIT
     bias_init: Initializer = jax.nn.initializers.zeros
@@ -228,7 +229,7 @@ class SimpleCell(_Cell):
     kind = common.RNN
 
     features: int
-    activation_fn: Callable[..., Any] = jnp.tanh
+    activation_fn: Callable[..., Any] = tanh
     kernel_init: Initializer = KERNEL_INIT
     recurrent_kernel_init: Initializer = RECURRENT_KERNEL_INIT
     bias_init: Initializer = jax.nn.initializers.zeros
@@ -305,7 +306,8 @@ class _Sequence(_WithParams, flax_linen.Module):
             batch_shape: the batch axes ``*B``.
 
         Returns:
-            One state a layer, a pair where bidirectional, each leaf ``[*B, H]`` in ``param_dtype``.
+            One state a layer, a pair where bidirectional, each leaf ``[*B, H]``, in ``param_dtype`` or float32,
+            whichever is wider.
         """
         return self._stack().initialize_carry(batch_shape)
 
@@ -376,7 +378,7 @@ class LSTM(_Sequence, kw_only=True):
             given a ``dropout_key``; without one there is no dropout.
         time_major: sequences are ``[T, *B, I]``, not ``[*B, T, I]``.
         dtype: of the computation, inputs and parameters cast to it; None: promoted from them. The carry and the
-            outputs keep the dtype of ``initial_carry``, or else ``param_dtype``.
+            outputs keep the dtype of ``initial_carry``; by default that is float32 at least.
         param_dtype: of the parameters.
         kernel_init: draws ``[I, H]`` for each gate.
         recurrent_kernel_init: draws ``[H, H]`` for each gate.
@@ -429,4 +431,4 @@ class RNN(_Sequence, kw_only=True):
 
     kind = common.RNN
 
-    activation: Callable[..., Any] = jnp.tanh
+    activation: Callable[..., Any] = tanh

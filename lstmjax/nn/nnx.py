@@ -25,6 +25,7 @@ from jaxtyping import Array
 
 from lstmjax.cells import Cell
 from lstmjax.checks import whole_number
+from lstmjax.gates import sigmoid, tanh
 from lstmjax.nn import common
 from lstmjax.nn.common import KERNEL_INIT, RECURRENT_KERNEL_INIT
 from lstmjax.typing import Initializer, Key, Params, Shape, State
@@ -74,8 +75,8 @@ class _Cell(_Module, flax_nnx.RNNCellBase):
         in_features: int,
         hidden_features: int,
         *,
-        gate_fn: Callable[..., Any] | None = jax.nn.sigmoid,
-        activation_fn: Callable[..., Any] = jnp.tanh,
+        gate_fn: Callable[..., Any] | None = sigmoid,
+        activation_fn: Callable[..., Any] = tanh,
         kernel_init: Initializer = KERNEL_INIT,
         recurrent_kernel_init: Initializer = RECURRENT_KERNEL_INIT,
         bias_init: Initializer = jax.nn.initializers.zeros,
@@ -257,7 +258,7 @@ class SimpleCell(_Cell):
         param_dtype: Any = jnp.float32,
         carry_init: Initializer | None = None,
         residual: bool = False,
-        activation_fn: Callable[..., Any] = jnp.tanh,
+        activation_fn: Callable[..., Any] = tanh,
         kernel_init: Initializer = KERNEL_INIT,
         recurrent_kernel_init: Initializer = RECURRENT_KERNEL_INIT,
         bias_init: Initializer = jax.nn.initializers.zeros,
@@ -342,7 +343,8 @@ class _Sequence(_Module, flax_nnx.Module):
             batch_shape: the batch axes ``*B``.
 
         Returns:
-            One state a layer, a pair where bidirectional, each leaf ``[*B, H]`` in ``param_dtype``.
+            One state a layer, a pair where bidirectional, each leaf ``[*B, H]``, in ``param_dtype`` or float32,
+            whichever is wider.
         """
         return self._stack().initialize_carry(batch_shape)
 
@@ -409,7 +411,7 @@ class LSTM(_Sequence):
             given a ``dropout_key``; without one there is no dropout.
         time_major: sequences are ``[T, *B, I]``, not ``[*B, T, I]``.
         dtype: of the computation, inputs and parameters cast to it; None: promoted from them. The carry and the
-            outputs keep the dtype of ``initial_carry``, or else ``param_dtype``.
+            outputs keep the dtype of ``initial_carry``; by default that is float32 at least.
         param_dtype: of the parameters.
         kernel_init: draws ``[I, H]`` for each gate.
         recurrent_kernel_init: draws ``[H, H]`` for each gate.
@@ -477,7 +479,7 @@ class RNN(_Sequence):
     cell_type = SimpleCell
 
     def __init__(
-        self, in_features: int, hidden_features: int, *, activation: Callable[..., Any] = jnp.tanh, **options: Any
+        self, in_features: int, hidden_features: int, *, activation: Callable[..., Any] = tanh, **options: Any
     ):
         self.activation = activation
         super().__init__(in_features, hidden_features, **options)

@@ -9,7 +9,7 @@ from jax import lax
 from jaxtyping import Array
 
 from lstmjax.cells.base import cast_floating, cast_like, wide
-from lstmjax.typing import Params, State
+from lstmjax.typing import Params, Shape, State
 
 
 class Timeline(NamedTuple):
@@ -100,10 +100,10 @@ def in_blocks(scan: Callable, state: State, sequence: Any, block: int | None, re
         The final state, and ys over all T.
     """
     steps = jax.tree.leaves(sequence)[0].shape[0]
-    # Of a T left open nothing is known: there may be no whole block, or no step left over, and both scans are made.
     if block is None or (isinstance(steps, int) and block >= steps):
         return scan(state, sequence)
-    count, left = divmod(steps, block)
+    # A T left open is a multiple of the block: see whole_blocks.
+    count, left = divmod(steps, block) if isinstance(steps, int) else (steps // block, 0)
     whole = jax.tree.map(lambda a: a[: count * block].reshape(count, block, *a.shape[1:]), sequence)
     rest = jax.tree.map(lambda a: a[count * block :], sequence)
 
@@ -111,7 +111,7 @@ def in_blocks(scan: Callable, state: State, sequence: Any, block: int | None, re
         state, ys = lax.scan(scan, state, whole, reverse=reverse)
         return state, jax.tree.map(lambda a: a.reshape(count * block, *a.shape[2:]), ys)
 
-    if isinstance(left, int) and left == 0:
+    if left == 0:
         return over_blocks(state)
     if reverse:
         state, last = scan(state, rest)
@@ -120,6 +120,23 @@ def in_blocks(scan: Callable, state: State, sequence: Any, block: int | None, re
         state, first = over_blocks(state)
         state, last = scan(state, rest)
     return state, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, last)
+
+
+def whole_blocks(timeline: Timeline, batch: Shape, block: int) -> Timeline:
+    """The timeline with skipped steps at its end, so that blocks of so many steps fill it whatever T will be."""
+    steps = jax.tree.leaves(timeline.x)[0].shape[0]
+    valid = jnp.ones((steps, *batch), bool) if timeline.valid is None else timeline.valid
+
+    def pad(a):
+        # The last step again, where a cell can be evaluated; T is 1 at least where it is left open.
+        more = (
+            jnp.broadcast_to(a[-1:], (block - 1, *a.shape[1:]))
+            if a is not valid
+            else jnp.zeros((block - 1, *batch), bool)
+        )
+        return jnp.concatenate([a, more])[: (steps + block - 1) // block * block]
+
+    return jax.tree.map(pad, timeline._replace(valid=valid))
 
 
 def over_time(start: Any, after: Any, *, reverse: bool = False) -> Any:
