@@ -1,5 +1,6 @@
 """The long short-term memory cell."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -96,17 +97,19 @@ def lstm_step(
     return recurrence(gate_activation, activation)(params, state, x)
 
 
-def recurrence(gate_activation: Activation = sigmoid, activation: Activation = tanh, **more: Any) -> Recurrence:
-    """The LSTM's step in its two parts, for any pair of activations."""
+def recurrence(
+    gate_activation: Activation = sigmoid,
+    activation: Activation = tanh,
+    *,
+    project: Callable[[Any, Array], Array] | None = None,
+    check: Callable[[Any, Any, Any], None] | None = None,
+) -> Recurrence:
+    """The LSTM's step in its two parts, for any pair of activations; with a projection and a check of its own."""
     of = {"gate_activation": gate_activation, "activation": activation}
     return Recurrence(
-        DENSE,
-        Partial(_activate, **of),
-        gates=Partial(_gates, **of),
-        keeps="forget",
-        by_hand=Linearisation(Partial(_linearise, **of), _tangent),
-        **{"check": _check} | more,
-    )
+        DENSE, Partial(_activate, **of), project=project, gates=Partial(_gates, **of), keeps="forget",
+        check=check or _check, by_hand=Linearisation(Partial(_linearise, **of), _tangent),
+    )  # fmt: skip
 
 
 def _check(params: LSTMParams, state: LSTMState, x: Any) -> None:

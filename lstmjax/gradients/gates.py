@@ -114,7 +114,7 @@ def gate_statistics(
     """
     params, xs, state = scaled.wide((params, xs, state))
     gates, taken = _gate_values(cell, params, _checked(cell, xs, state, lengths, mask, resets))
-    keeps = cell.step.keeps  # pyright: ignore[reportFunctionMemberAccess]
+    keeps = getattr(cell.step, "keeps", None)
     with jax.debug_nans(False):  # NaN where no step was taken is what was promised
         return {name: _statistics(g, taken, name == keeps) for name, g in gates.items() if name != "candidate"}
 

@@ -119,7 +119,7 @@ def linearised(
     if not isinstance(cell, Cell):
         if state is None:
             raise ValueError("cell is a bare step, and no state is given; wanted the state before the first step")
-        cell = Cell(init=_no_init, initial_state=lambda batch_shape, dtype: state, step=cell)
+        cell = Cell(init=_no_init, initial_state=lambda batch_shape=(), dtype=jnp.float32: state, step=cell)
     sequence = as_sequence(cell, xs, state, lengths, mask, resets)
     linear, inputs = _linearised(cell, params, sequence)
     _check_finite(params, inputs, linear)

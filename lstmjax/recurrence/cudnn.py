@@ -76,7 +76,7 @@ def unflatten_lstm(
     return [LSTMParams(weights[n].T, weights[n + 1].T, biases[n] + biases[n + 1]) for n in range(0, len(weights), 2)]
 
 
-def check_request(cell: Cell, params: LSTMParams, xs: Array, state: LSTMState, **unserved: object) -> None:
+def check_request(cell: Cell, params: LSTMParams, xs: Array, state: LSTMState | None, **unserved: object) -> None:
     """Raises where cuDNN cannot serve a request, saying why; ``unserved`` are arguments it wants to be None."""
     why = [f"{name} is given" for name, value in unserved.items() if value is not None]
     if cell.step != recurrence():

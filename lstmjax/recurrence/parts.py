@@ -29,16 +29,16 @@ class Parts(Comparable):
 
     Attributes:
         step: the step.
-        pairs: ``(output, input)`` of every diagonal; None where the derivative is written by hand.
+        pairs: ``(output, input)`` of every diagonal; not looked at where the derivative is written by hand.
     """
 
     step: Recurrence
-    pairs: tuple[tuple[int, int], ...] | None
+    pairs: elementwise.Pairs
 
     def linearise(self, z: Array, state: State) -> tuple[State, Any]:
         """The new state, not yet projected, and the coefficients of :meth:`tangent`."""
         gates, working = self.step.split(z, state), self.step.working(state)
-        if self.pairs is None:
+        if self.step.by_hand is not None:
             return self.step.by_hand.linearise(gates, working)
         leaves, tree = jax.tree.flatten(working)
         function = _flat(self.step, tree, len(gates))
@@ -53,7 +53,7 @@ class Parts(Comparable):
     def tangent(self, coefficients: Any, dz: Array, d_state: State) -> State:
         """The tangent of the new state, not yet projected: linear in dz and in the tangent of the old one."""
         working = self.step.working(d_state)
-        if self.pairs is None:
+        if self.step.by_hand is not None:
             return self.step.by_hand.tangent(coefficients, dz, working)
         by_gates, by_state = coefficients
         leaves, tree = jax.tree.leaves(working), jax.tree.structure(d_state)
@@ -70,8 +70,8 @@ class Parts(Comparable):
 
     def _of_gates(self, gates: int) -> list[list[int]]:
         """For each output the gates it depends on."""
-        outputs = 1 + max((o for o, _ in self.pairs or ()), default=-1)
-        return [[i for o, i in self.pairs or () if o == out and i < gates] for out in range(outputs)]
+        outputs = 1 + max((o for o, _ in self.pairs), default=-1)
+        return [[i for o, i in self.pairs if o == out and i < gates] for out in range(outputs)]
 
     def dz_by_weights(self, weights: Any, d_weights: Any, x: Any, h: Array) -> Array:
         """The tangent of z for tangents of the weights, in float32 at least, whatever they are computed in.
@@ -147,7 +147,7 @@ def take_apart(step: Any, params: Params, state: State, x: Any) -> Parts | str:
         pairs = elementwise.diagonals(function, [*z, *leaves])
     except elementwise.NotElementwiseError as error:
         return f"its activation has no derivative by diagonals: {error}"
-    return Parts(step, pairs if step.by_hand is None else None)
+    return Parts(step, pairs)
 
 
 def _flat(step: Recurrence, tree: Any, gates: int) -> elementwise.Function:
