@@ -63,7 +63,7 @@ def tanh(z: Floats) -> Floats:
 
 
 @jax.custom_jvp
-def _sigmoid(z: Array) -> Array:
+def _sigmoid(z: Any) -> Array:
     return jax.lax.logistic(z)
 
 
@@ -75,7 +75,7 @@ def _sigmoid_jvp(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Array, Arra
 
 
 @jax.custom_jvp
-def _tanh(z: Array) -> Array:
+def _tanh(z: Any) -> Array:
     return jnp.tanh(z)
 
 

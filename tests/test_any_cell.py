@@ -16,6 +16,7 @@ import lstmjax
 from lstmjax import Cell, Recurrence, unroll
 from lstmjax.gates import sigmoid
 from lstmjax.gradients import adjoint_norms, gate_values
+from lstmjax.recurrence.parts import Parts, take_apart
 from tests.cells import problem
 
 XS = np.random.default_rng(0).normal(size=(12, 2, 3)).astype(np.float32)
@@ -360,3 +361,36 @@ def test_products_that_are_not_affine_are_not_taken_for_it(pre):
     with pytest.raises(ValueError, match="its products are not affine in h"):
         grad("fused")
     chex.assert_trees_all_close(grad(None), grad("scan"), rtol=1e-6)
+
+
+ACTIVATIONS = [
+    "celu",
+    "elu",
+    "gelu",
+    "hard_sigmoid",
+    "hard_silu",
+    "hard_tanh",
+    "leaky_relu",
+    "log_sigmoid",
+    "mish",
+    "relu",
+    "relu6",
+    "selu",
+    "sigmoid",
+    "silu",
+    "soft_sign",
+    "softplus",
+    "sparse_plus",
+    "sparse_sigmoid",
+    "squareplus",
+    "tanh",
+]
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_every_activation_of_jax_is_taken_apart(name):
+    # Red where a new JAX writes one with an operation that is not known to be elementwise.
+    cell = lstmjax.rnn(4, activation=getattr(jax.nn, name))
+    x = jax.ShapeDtypeStruct((2, 3), jnp.float32)
+    state = jax.eval_shape(lambda: cell.initial_state((2,)))
+    assert isinstance(take_apart(cell.step, weights(cell), state, x), Parts)

@@ -90,7 +90,7 @@ def test_the_flat_vector_is_cudnns(num_layers, bidirectional):
 
 def test_layers_that_do_not_follow_one_another_are_an_error():
     first, other = (lstmjax.lstm(5).init(jax.random.key(0), n) for n in (3, 4))
-    with pytest.raises(ValueError, match=r"params\[1\] has w_x of shape \(4, 20\) and 1 directions; wanted \(5, 20\)"):
+    with pytest.raises(ValueError, match=r"params\[1\].w_x has shape \(4, 20\); wanted \(5, 20\)"):
         lstmjax.convert.to_cudnn((first, other))
     with pytest.raises(TypeError, match="GRUParams; wanted LSTMParams"):
         lstmjax.convert.to_cudnn((lstmjax.gru(5).init(jax.random.key(0), 3),))

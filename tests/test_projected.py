@@ -1,5 +1,6 @@
 """The projected LSTM: against the equations in NumPy, PyTorch, finite differences, and the plain LSTM it contains."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import jaxtyping
@@ -192,7 +193,6 @@ BAD_CALLS = {
         lambda: step(params=params._replace(w_p=jnp.ones(5))),
     ),
     "unrolled": (ValueError, r"x has shape \(2, 4\); wanted", lambda: unroll(cell, params, jnp.ones((T, B, 4)))),
-    "fused": (ValueError, "this cell has no recurrence", lambda: unroll(cell, params, xs, implementation="fused")),
 }
 
 
@@ -202,3 +202,17 @@ def test_bad_calls(name, monkeypatch):
     exception, message, call = BAD_CALLS[name]
     with pytest.raises(exception, match=message):
         call()
+
+
+def test_the_fast_derivative_is_that_of_the_scan(x64):
+    args = problem(cell, (7, 2, I))
+
+    def of(implementation):
+        def loss(*args):
+            final, ys = unroll(cell, *args, implementation=implementation, lengths=np.array([7, 3]))
+            return jnp.sin(ys).sum() + (final.c**2).sum()
+
+        return jax.value_and_grad(loss, argnums=(0, 1, 2))(*args)
+
+    fused, scan = jax.jit(lambda: (of("fused"), of("scan")))()
+    chex.assert_trees_all_close(fused, scan, atol=1e-12)

@@ -20,7 +20,8 @@ Function = Callable[[list[Array]], list[Array]]
 _NAMES = """
     abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp
     convert_element_type copy copy_p cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt integer_pow
-    is_finite le lgamma log log1p logistic lt max min mul ne neg nextafter not optimization_barrier or pow pvary real
+    is_finite le lgamma log log1p logistic lt max min mul ne neg nextafter not one_minus_square optimization_barrier or
+    pow pvary real
     reduce_precision rem round rsqrt select_n sign sin sinh sqrt square stop_gradient sub tan tanh xor
 """
 ELEMENTWISE = frozenset(_NAMES.split())
