@@ -204,7 +204,7 @@ def test_bad_calls(call, exception, message, monkeypatch):
 def test_cells_without_what_is_asked_for():
     rnn = CELLS["rnn"]
     args = problem(rnn, (9, 2, 3), dtype=jnp.float32)
-    with pytest.raises(TypeError, match="the cell.s step names no gates; wanted a Recurrence with gates"):
+    with pytest.raises(TypeError, match="step names no gates; wanted a Recurrence with gates"):
         gate_values(rnn, *args)
     with pytest.raises(ValueError, match=r"parts \['h'\]; wanted c and h"):
         cell_highway(rnn, *args)
