@@ -76,23 +76,46 @@ def forget_bias(value: float) -> Initializer:
     >>> forget_bias(1.0)(jax.random.key(0), (8,), jnp.float32).tolist()
     [0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
     """
-    return Partial(_forget_bias, value=value)
+    return gate_bias(value, gate=1, gates=4)
 
 
-def chrono(max_lag: int) -> Initializer:
-    """LSTM biases ``[4H]`` that spread memory over all time scales up to ``max_lag`` steps.
+def gate_bias(value: float, *, gate: int, gates: int) -> Initializer:
+    """Biases ``[gates·H]`` of any cell: ``value`` for one gate's block, 0 for the rest.
+
+    Args:
+        value: that gate's bias.
+        gate: which block it is, from 0.
+        gates: how many equal blocks the last axis holds.
+
+    Raises:
+        ValueError: there is no such block.
+
+    >>> gate_bias(1.0, gate=1, gates=3)(jax.random.key(0), (6,), jnp.float32).tolist()  # a GRU's update gate
+    [0.0, 0.0, 1.0, 1.0, 0.0, 0.0]
+    """
+    _check_block("gate", gate, gates)
+    return Partial(_gate_bias, value=value, gate=gate, gates=gates)
+
+
+def chrono(max_lag: int, *, keeps: int | None = 1, enters: int | None = 0, gates: int = 4) -> Initializer:
+    """Biases ``[gates·H]`` that spread memory over all time scales up to ``max_lag`` steps; default an LSTM's.
 
     ::
 
         b_f = ln u,  u ~ U[1, max_lag − 1];   b_i = −b_f;   the rest 0
 
-    so that 1/(1 − f) = 1 + u is itself uniform. Source: Tallec & Ollivier (2018).
+    so that 1/(1 − f) = 1 + u is itself uniform. f is the gate that says how much of the state is kept. Where the same
+    gate says how much enters, as in a GRU, there is no b_i: ``gru(64, b_init=chrono(1000, keeps=1, enters=None,
+    gates=3))``. Source: Tallec & Ollivier (2018), who state both.
 
     Args:
         max_lag: T_max, the longest dependency expected, in steps; at least 3.
+        keeps: which block of biases is that of the gate that keeps the state, from 0; None: there is no such gate.
+        enters: which block is that of the gate that lets in what is new; None: there is no such gate.
+        gates: how many equal blocks the last axis holds.
 
     Raises:
-        ValueError: max_lag is below 3, where the interval is empty.
+        ValueError: max_lag is below 3, where the interval is empty; or there is no such block.
 
     >>> b = chrono(1000)(jax.random.key(0), (4 * 64,), jnp.float32)
     >>> bool((b[:64] == -b[64:128]).all()), bool((b[64:128] <= math.log(999)).all())
@@ -100,7 +123,19 @@ def chrono(max_lag: int) -> Initializer:
     """
     if max_lag < 3:
         raise ValueError(f"max_lag is {max_lag}; wanted at least 3 steps, since U[1, max_lag − 1] is empty below")
-    return Partial(_chrono, max_lag=max_lag)
+    for name, block in (("keeps", keeps), ("enters", enters)):
+        if block is not None:
+            _check_block(name, block, gates)
+    return Partial(_chrono, max_lag=max_lag, keeps=keeps, enters=enters, gates=gates)
+
+
+def uniform(low: float, high: float) -> Initializer:
+    """U[low, high), whatever the shape.
+
+    >>> bool((uniform(0.0, 1.0)(jax.random.key(0), (9,), jnp.float32) >= 0).all())
+    True
+    """
+    return Partial(_between, low=low, high=high)
 
 
 def identity(scale: float = 1.0) -> Initializer:
@@ -145,16 +180,30 @@ def _per_gate(key: Key, shape: tuple[int, ...], dtype=jnp.float32, *, initialize
     return jnp.concatenate(draws, axis=-1)
 
 
-def _forget_bias(key: Key, shape: tuple[int, ...], dtype=jnp.float32, *, value: float) -> Array:
+def _gate_bias(key: Key, shape: tuple[int, ...], dtype=jnp.float32, *, value: float, gate: int, gates: int) -> Array:
     del key
-    size = _block_size(shape, 4)
-    return jnp.zeros(shape, dtype).at[size : 2 * size].set(value)
+    size = _block_size(shape, gates)
+    return jnp.zeros(shape, dtype).at[gate * size : (gate + 1) * size].set(value)
 
 
-def _chrono(key: Key, shape: tuple[int, ...], dtype=jnp.float32, *, max_lag: int) -> Array:
-    size = _block_size(shape, 4)
+def _chrono(
+    key: Key,
+    shape: tuple[int, ...],
+    dtype=jnp.float32,
+    *,
+    max_lag: int,
+    keeps: int | None,
+    enters: int | None,
+    gates: int,
+) -> Array:
+    size = _block_size(shape, gates)
     b_f = jnp.log(jax.random.uniform(key, (size,), minval=1.0, maxval=max_lag - 1.0))
-    return jnp.concatenate([-b_f, b_f, jnp.zeros(2 * size, b_f.dtype)]).astype(dtype)
+    blocks = {enters: -b_f, keeps: b_f}
+    return jnp.concatenate([blocks.get(n, jnp.zeros_like(b_f)) for n in range(gates)]).astype(dtype)
+
+
+def _between(key: Key, shape: tuple[int, ...], dtype=jnp.float32, *, low: float, high: float) -> Array:
+    return jax.random.uniform(key, shape, dtype, low, high)
 
 
 def _identity(key: Key, shape: tuple[int, ...], dtype=jnp.float32, *, scale: float) -> Array:
@@ -164,6 +213,11 @@ def _identity(key: Key, shape: tuple[int, ...], dtype=jnp.float32, *, scale: flo
 
 def _uniform(key: Key, shape: tuple[int, ...], dtype=jnp.float32, *, bound: float, draws: int) -> Array:
     return jax.random.uniform(key, (draws, *shape), dtype, -bound, bound).sum(0)
+
+
+def _check_block(name: str, block: int, blocks: int) -> None:
+    if not 0 <= block < blocks:
+        raise ValueError(f"{name} is {block}; wanted one of the blocks 0 to {blocks - 1}, since gates is {blocks}")
 
 
 def _block_size(shape: tuple[int, ...], gates: int) -> int:

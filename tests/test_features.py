@@ -70,12 +70,15 @@ def ours():
 
     layers, projected = [(cell, cell)] * 2, lstmjax.projected_lstm(4, 2)
     weights = lstmjax.init_stack(layers, KEY, 3)
+    grid = lstmjax.conv_lstm(4, (8,))
+    kernels = grid.init(KEY, GRID.shape[-1])
     return Library(
         run=run, h=lambda state: state.h, takes=("lengths", "mask", "resets"), entries=(lstmjax.unroll, lstmjax.lstm),
         biases=lambda forget: lstmjax.lstm(4, forget_bias=forget).init(KEY, 3).b,
         projected=lambda: lstmjax.unroll(projected, projected.init(KEY, 3), XS)[1],
         several=lambda: lstmjax.unroll_stack(layers, weights, XS, dropout_rate=0.5, dropout_key=KEY)[1],
         less_memory=lambda: memory(20) < memory(None) / 2,
+        convolution=lambda: lstmjax.unroll(grid, kernels, GRID.swapaxes(0, 1))[1].swapaxes(0, 1),
     )  # fmt: skip
 
 

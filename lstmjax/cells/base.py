@@ -230,15 +230,48 @@ def draw_params(
     )
 
 
-def forget_bias_init(forget_bias: float | None, b_init: Initializer | None, name: str = "b_init") -> Initializer:
-    """An LSTM's initialiser of biases, of the two ways to say it; ``name`` is the second's.
+def forget_bias_init(
+    forget_bias: float | None, b_init: Initializer | None, name: str = "b_init", *, gates: int = 4, keeps: int = 1
+) -> Initializer:
+    """:func:`keep_bias_init` of a forget gate, which begins at 1; ``name`` is that of ``b_init``."""
+    return keep_bias_init(b_init, 1.0, gate=keeps, gates=gates, name=name, forget_bias=forget_bias)
+
+
+def dense_parts(
+    size: int, gates: int, w_x_init: Initializer, w_h_init: Initializer | None, b_init: Initializer
+) -> tuple[tuple[str, Initializer, tuple[int | None, ...]], ...]:
+    """For :func:`draw_params`: w_x ``[I, N]``, w_h ``[H, N]`` and b ``[N]`` of N = gates·H; w_h default orthogonal."""
+    width = gates * size
+    w_h_init = w_h_init or initializers.per_gate(initializers.orthogonal(), gates)
+    return ("w_x", w_x_init, (None, width)), ("w_h", w_h_init, (size, width)), ("b", b_init, (width,))
+
+
+def keep_bias_init(
+    b_init: Initializer | None,
+    default: float = 0.0,
+    *,
+    gate: int = 0,
+    gates: int,
+    name: str = "b_init",
+    **given: float | None,
+) -> Initializer:
+    """A gated cell's initialiser of biases ``[gates·H]``, of the two ways to say it.
+
+    Args:
+        b_init: draws them all.
+        default: the bias of the gate that keeps the state, where nothing is given.
+        gate: that gate's block.
+        gates: how many blocks there are.
+        name: what the cell calls ``b_init``.
+        given: that gate's bias, under the name the cell has for it.
 
     Raises:
         ValueError: both are given.
     """
-    if forget_bias is not None and b_init is not None:
-        raise ValueError(f"forget_bias and {name} both set the biases; give one of them")
-    return b_init or initializers.forget_bias(1.0 if forget_bias is None else forget_bias)
+    ((bias_name, bias),) = given.items()
+    if bias is not None and b_init is not None:
+        raise ValueError(f"{bias_name} and {name} both set the biases; give one of them")
+    return b_init or initializers.gate_bias(default if bias is None else bias, gate=gate, gates=gates)
 
 
 def check_activations(**activations: Any) -> None:
@@ -250,9 +283,9 @@ def check_activations(**activations: Any) -> None:
             )
 
 
-def check_kind(params: Any, kind: type) -> None:
+def check_kind(params: Any, kind: type, fields: tuple[str, ...] = ("w_h",)) -> None:
     """Raises where parameters are not one cell's: a dict that holds them, say, or a tuple of several cells'."""
-    if hasattr(params, "w_h"):
+    if all(hasattr(params, field) for field in fields):
         return
     given, hint = f"a {type(params).__name__}", ""
     if isinstance(params, dict):

@@ -17,12 +17,13 @@ from lstmjax.cells.base import (
     draw_params,
     from_h,
     from_x,
+    keep_bias_init,
     zeros_state,
 )
 from lstmjax.checks import whole_number
 from lstmjax.functions import Partial
 from lstmjax.gates import Activation, sigmoid, tanh
-from lstmjax.typing import Initializer
+from lstmjax.typing import Initializer, Key
 
 
 class GRUParams(NamedTuple):
@@ -108,19 +109,19 @@ class GRUWeights(NamedTuple):
     w_h_t: Array
 
 
-def _pack(params: GRUParams) -> GRUWeights:
+def _pack(params: Any) -> GRUWeights:
     return GRUWeights(params.w_x, params.w_h, jnp.concatenate([params.b, params.b_n]), params.w_h.T)
 
 
-def _join(by_x: Array, by_h: Array) -> Array:
+def _join(by_x: Array, by_h: Array, size: int) -> Array:
     """z from what x and what h contribute, ``[*B, 3H]`` each; the candidate's two parts stay apart."""
-    size = by_x.shape[-1] // 3
-    gates = by_x[..., : 2 * size] + by_h[..., : 2 * size]
-    return jnp.concatenate([gates, by_x[..., 2 * size :], by_h[..., 2 * size :]], axis=-1)
+    gates = by_x.shape[-1] - size
+    both = by_x[..., :gates] + by_h[..., :gates]
+    return jnp.concatenate([both, by_x[..., gates:], by_h[..., gates:]], axis=-1)
 
 
 def _pre(weights: GRUWeights, x: Array, h: Array) -> Array:
-    return add_bias(_join(x @ weights.w_x, h @ weights.w_h), weights.b)
+    return add_bias(_join(x @ weights.w_x, h @ weights.w_h, weights.w_h.shape[0]), weights.b)
 
 
 def _from_x(weights: GRUWeights, dx: Array) -> Array:
@@ -130,7 +131,8 @@ def _from_x(weights: GRUWeights, dx: Array) -> Array:
 def _from_h(weights: GRUWeights, dh: Array) -> Array:
     size = weights.w_h.shape[0]
     by_h = from_h(weights, dh)
-    return jnp.concatenate([_padded(by_h[..., : 2 * size], size), by_h[..., 2 * size :]], axis=-1)
+    gates = by_h.shape[-1] - size
+    return jnp.concatenate([_padded(by_h[..., :gates], size), by_h[..., gates:]], axis=-1)
 
 
 def _padded(part: Array, size: int) -> Array:
@@ -139,6 +141,7 @@ def _padded(part: Array, size: int) -> Array:
 
 
 PRODUCTS = Products(_pre, _pack, _from_x, _from_h)
+"""z of any number of gates, the last of which is a candidate whose two parts stay apart."""
 
 
 def _recurrence(gate_activation: Activation, activation: Activation) -> Recurrence:
@@ -167,30 +170,42 @@ def _activate(z: Gates, state: GRUState, *, gate_activation: Activation, activat
     return GRUState(renew * gates["candidate"] + keep * state.h)
 
 
+def last_block(key: Key, shape: tuple[int, ...], dtype: Any, *, b_init: Initializer, gates: int) -> Array:
+    """A candidate's second bias ``[H]``, of an initialiser that draws the biases of all gates, ``[gates·H]``."""
+    return b_init(key, (gates * shape[-1],), dtype)[-shape[-1] :]
+
+
 def gru(
     hidden_size: int,
     *,
+    update_bias: float | None = None,
     gate_activation: Activation = sigmoid,
     activation: Activation = tanh,
     w_x_init: Initializer = initializers.lecun_normal(),
     w_h_init: Initializer | None = None,
-    b_init: Initializer = initializers.zeros,
+    b_init: Initializer | None = None,
 ) -> Cell:
     """A GRU cell.
 
+    An update gate that begins at one half forgets half of its state a step. Where memories are to be long it needs a
+    bias as the LSTM's forget gate does: ``update_bias=1.0``; or, of all lengths up to 1000 steps,
+    ``b_init=init.chrono(1000, keeps=1, enters=None, gates=3)``.
+
     Args:
         hidden_size: H, the number of hidden units.
+        update_bias: the update gate's initial bias, default 0; all other biases start at 0.
         gate_activation: elementwise, in place of σ in both gates.
         activation: elementwise, in place of tanh.
         w_x_init: draws ``[I, 3H]``.
         w_h_init: draws ``[H, 3H]``; default orthogonal, each gate by itself.
-        b_init: draws ``[3H]``, and ``[H]`` for the candidate's recurrent bias.
+        b_init: draws ``[3H]``, in place of ``update_bias``; the candidate's recurrent bias is the last third of a
+            second such draw.
 
     Returns:
         A :class:`Cell` over :class:`GRUParams` and :class:`GRUState`.
 
     Raises:
-        ValueError: hidden_size is not a positive whole number.
+        ValueError: hidden_size is not a positive whole number, or both update_bias and b_init are given.
         TypeError: an activation cannot be called.
 
     >>> import jax
@@ -199,11 +214,12 @@ def gru(
     """
     size = whole_number("hidden_size", hidden_size)
     check_activations(gate_activation=gate_activation, activation=activation)
+    b_init = keep_bias_init(b_init, gate=1, gates=3, update_bias=update_bias)
     parts = (
         ("w_x", w_x_init, (None, 3 * size)),
         ("w_h", w_h_init or initializers.per_gate(initializers.orthogonal(), 3), (size, 3 * size)),
         ("b", b_init, (3 * size,)),
-        ("b_n", b_init, (size,)),
+        ("b_n", Partial(last_block, b_init=b_init, gates=3), (size,)),
     )
     return Cell(
         init=Partial(draw_params, kind=GRUParams, parts=parts),

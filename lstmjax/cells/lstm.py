@@ -128,7 +128,11 @@ def _gates(z: Gates, state: LSTMState, *, gate_activation: Activation, activatio
 
 
 def _activate(z: Gates, state: LSTMState, *, gate_activation: Activation, activation: Activation) -> LSTMState:
-    gates = _gates(z, state, gate_activation=gate_activation, activation=activation)
+    return from_gates(_gates(z, state, gate_activation=gate_activation, activation=activation), state, activation)
+
+
+def from_gates(gates: dict[str, Array], state: LSTMState, activation: Activation = tanh) -> LSTMState:
+    """c' = f ∘ c + i ∘ g and h' = o ∘ tanh(c'), of gates by their names."""
     c = update_cell_state(gates["forget"], state.c, gates["input"], gates["candidate"])
     return LSTMState(c, emit_hidden_state(gates["output"], c, activation))
 

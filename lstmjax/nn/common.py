@@ -69,14 +69,15 @@ def blueprint(
     """Each parameter's initialiser and shape, by name, in the order of the named tuple.
 
     Kernels are drawn gate by gate. A bias is drawn whole, so that :func:`lstmjax.init.forget_bias` and
-    :func:`lstmjax.init.chrono` can be handed in; for Flax's own initialisers of biases it is all the same.
+    :func:`lstmjax.init.chrono` can be handed in; for Flax's own initialisers of biases it is all the same. A GRU's
+    ``b_n`` is the last third of a second such draw.
     """
     width = kind.gates * hidden_features
     parts = {
         "w_x": (each_gate(kernel_init, kind.gates), (in_features, width)),
         "w_h": (each_gate(recurrent_kernel_init, kind.gates), (hidden_features, width)),
         "b": (bias_init, (width,)),
-        "b_n": (bias_init, (hidden_features,)),
+        "b_n": (last_gate(bias_init, kind.gates), (hidden_features,)),
     }
     return {name: parts[name] for name in kind.params._fields}
 
@@ -108,6 +109,16 @@ def each_gate(initializer: Initializer, gates: int) -> Callable[..., Any]:
 
         array = initializers.per_gate(draw, gates)(key, shape, dtype)
         return rebox[0](array)
+
+    return init
+
+
+def last_gate(initializer: Initializer, gates: int) -> Callable[..., Any]:
+    """A candidate's second bias ``[H]``: the last block of a draw of all gates', ``[gates·H]``, in the same box."""
+
+    def init(key, shape, dtype=jnp.float32):
+        array, put_back = _unboxed(initializer(key, (gates * shape[-1],), dtype))
+        return put_back(array[-shape[-1] :])
 
     return init
 

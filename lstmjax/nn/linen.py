@@ -199,7 +199,7 @@ class GRUCell(_GatedCell):
     """A GRU cell, in place of ``linen.GRUCell``.
 
     Args and Raises are those of :class:`LSTMCell`, ``gate_fn`` for the two gates, ``activation_fn`` for the candidate;
-    ``bias_init`` draws ``b [3H]`` and ``b_n [H]``.
+    ``bias_init`` draws ``b [3H]``; ``b_n [H]`` is the last third of a second such draw.
 
     >>> cell = GRUCell(4)
     >>> carry = cell.initialize_carry(jax.random.key(0), (2, 3))
@@ -403,8 +403,8 @@ class LSTM(_Sequence, kw_only=True):
 class GRU(_Sequence, kw_only=True):
     """GRU layers over whole sequences.
 
-    Args and Raises are those of :class:`LSTM`, without ``forget_bias``; ``bias_init`` draws ``b [3H]`` and ``b_n [H]``,
-    zeros unless told.
+    Args and Raises are those of :class:`LSTM`, without ``forget_bias``; ``bias_init`` draws ``b [3H]``, and
+    ``b_n`` as in :class:`GRUCell`; default zeros.
 
     >>> model = GRU(4, bidirectional=True, time_major=True)
     >>> (((forward, backward),), ys), _ = model.init_with_output(jax.random.key(0), jnp.ones((10, 2, 3)))

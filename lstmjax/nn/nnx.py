@@ -221,7 +221,7 @@ class GRUCell(_Cell):
     """A GRU cell, in place of ``nnx.GRUCell``.
 
     Args and Raises are those of :class:`LSTMCell`, ``gate_fn`` for the two gates, ``activation_fn`` for the candidate;
-    ``bias_init`` draws ``b [3H]`` and ``b_n [H]``.
+    ``bias_init`` draws ``b [3H]``; ``b_n [H]`` is the last third of a second such draw.
 
     >>> from flax import nnx
     >>> cell = GRUCell(3, 4, rngs=nnx.Rngs(0))
@@ -448,8 +448,8 @@ class LSTM(_Sequence):
 class GRU(_Sequence):
     """GRU layers over whole sequences.
 
-    Args and Raises are those of :class:`LSTM`, without ``forget_bias``; ``bias_init`` draws ``b [3H]`` and ``b_n [H]``,
-    zeros unless told.
+    Args and Raises are those of :class:`LSTM`, without ``forget_bias``; ``bias_init`` draws ``b [3H]``, and
+    ``b_n`` as in :class:`GRUCell`; default zeros.
 
     >>> from flax import nnx
     >>> model = GRU(3, 4, bidirectional=True, time_major=True, rngs=nnx.Rngs(0))
