@@ -398,7 +398,7 @@ def floating(tree: Any) -> Iterator[Any]:
     return (leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating))
 
 
-def cast_floating(tree: Any, dtype: np.dtype) -> Any:
+def cast_floating(tree: Any, dtype: Any) -> Any:
     """The tree with its floating leaves in a dtype."""
 
     def cast(leaf):

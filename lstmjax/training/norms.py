@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from lstmjax.cells.base import wide
+
 
 def global_norm(tree: Any) -> Array:
     """‖tree‖₂ over all leaves, in float32 or wider.
@@ -16,7 +18,7 @@ def global_norm(tree: Any) -> Array:
     >>> round(float(global_norm({"a": jnp.array([3e30]), "b": jnp.array([4e30])})) / 1e30, 5)
     5.0
     """
-    leaves = [jnp.abs(leaf.astype(_wide(leaf.dtype))) for leaf in jax.tree.leaves(tree) if leaf.size]
+    leaves = [jnp.abs(leaf.astype(wide(leaf.dtype))) for leaf in jax.tree.leaves(tree) if leaf.size]
     if not leaves:
         return jnp.zeros((), jnp.float32)
     dtype = jnp.result_type(*(leaf.dtype for leaf in leaves))
@@ -35,7 +37,3 @@ def clip_by_norm(tree: Any, norm: Array, largest: float) -> Any:
     limit = jnp.asarray(largest, norm.dtype)
     scale = jnp.where(norm > limit, limit / norm, jnp.ones_like(norm))
     return jax.tree.map(lambda leaf: (leaf.astype(norm.dtype) * scale).astype(leaf.dtype), tree)
-
-
-def _wide(dtype: Any) -> Any:
-    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32

@@ -11,6 +11,7 @@ import optax
 from jax import lax
 from jaxtyping import Array
 
+from lstmjax.cells.base import cast_floating
 from lstmjax.training.norms import clip_by_norm, global_norm
 from lstmjax.training.state import TrainState, step_keys
 
@@ -122,7 +123,8 @@ def make_tbptt_step(
         border = lax.stop_gradient(state.carry)
 
         def loss_of(params):
-            result = loss_fn(cast_floating(params, compute_dtype), border, batch, key)
+            seen = params if compute_dtype is None else cast_floating(params, compute_dtype)
+            result = loss_fn(seen, border, batch, key)
             return _checked(result, border)
 
         (loss, (carry, own)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
@@ -164,15 +166,6 @@ def _given_what_it_takes(optimizer: optax.GradientTransformation) -> Callable:
         return update(grads, opt_state, params, **taken)
 
     return given
-
-
-def cast_floating(tree: Any, dtype: Any) -> Any:
-    """The tree with its floating leaves in ``dtype``; as it is where that is None."""
-
-    def cast(leaf):
-        return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
-
-    return tree if dtype is None else jax.tree.map(cast, tree)
 
 
 def _checked(result: Any, carry: Any) -> tuple[Array, tuple[Any, Metrics]]:
