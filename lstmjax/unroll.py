@@ -15,7 +15,7 @@ from lstmjax.cells.base import Cell
 from lstmjax.checks import whole_number
 from lstmjax.recurrence import cudnn
 from lstmjax.recurrence.inputs import Sequence, as_sequence, prepare, time_and_batch
-from lstmjax.recurrence.linear import linear_scan
+from lstmjax.recurrence.linear import Plan, linear_scan
 from lstmjax.recurrence.parts import Parts, take_apart
 from lstmjax.recurrence.scan import first_step, in_blocks, over_time, plain_scan, whole_blocks
 from lstmjax.typing import Key, Params, State
@@ -184,8 +184,10 @@ def run(
     """
     start, fresh, timeline = prepare(cell, params, sequence, reverse=reverse)
     parts = choose(cell, implementation, params, start, timeline.x)
-    how = plain_scan if parts is None else linear_scan
-    scan = partial(how, parts or cell.step, record, reverse, scan_unroll, params)
+    if parts is None:
+        scan = partial(plain_scan, cell.step, record, reverse, scan_unroll, params)
+    else:
+        scan = partial(linear_scan, Plan(parts, record, reverse, scan_unroll), params)
 
     def block(state, part):
         return scan(state, fresh, part)

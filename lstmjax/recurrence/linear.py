@@ -13,15 +13,17 @@ all products for the weights stand outside, one for each block of steps. Second 
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
+from jaxtyping import Array
 
 from lstmjax.recurrence.parts import Parts
+from lstmjax.recurrence.platforms import by_platform
 from lstmjax.recurrence.scan import Timeline, first_step, in_blocks, kept, restored
 from lstmjax.typing import Params, Shape, State
 
@@ -34,24 +36,28 @@ SMALL_STEP_ELEMENTS = 2**12
 BLOCK_ELEMENTS = 2**19
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2, 3))
-def linear_scan(
-    parts: Parts,
-    record: Callable[[State, Any], Any],
-    reverse: bool,
-    scan_unroll: int | None,
-    params: Params,
-    start: State,
-    fresh: State | None,
-    timeline: Timeline,
-) -> tuple[State, Any]:
-    """What ``lax.scan`` over the step returns, with a fast derivative of any mode and order.
+class Plan(NamedTuple):
+    """What an unroll is to do, all but the arrays.
 
-    Args:
+    Attributes:
         parts: the step, taken apart.
         record: ``(state, y) -> what is kept of the step``, linear.
         reverse: whether to run from the last step to the first.
         scan_unroll: as in ``lax.scan``; None: :func:`loop_unroll` decides for the differentiated loops.
+    """
+
+    parts: Parts
+    record: Callable[[State, Any], Any]
+    reverse: bool
+    scan_unroll: int | None
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def linear_scan(plan: Plan, params: Params, start: State, fresh: State | None, timeline: Timeline) -> tuple[State, Any]:
+    """What ``lax.scan`` over the step returns, with a fast derivative of any mode and order.
+
+    Args:
+        plan: the step, and what is to be kept of it.
         params: the cell's parameters.
         start: the state before the first step.
         fresh: the state a reset restores, or None.
@@ -60,72 +66,116 @@ def linear_scan(
     Returns:
         The final state, and what was recorded, ``[T, ...]``.
     """
-    step = parts.step
-    weights = step.pack(params)
-
-    def body(state, now):
-        before = restored(fresh, state, now)
-        gates = step.split(step.z(weights, now.x, before.h), before)
-        new, y = kept(*step.finish(params, step.activate(gates, step.working(before)), before), before, now)
-        return new, record(new, y)
-
-    return lax.scan(body, start, timeline, reverse=reverse, unroll=scan_unroll or 1)
+    return by_platform(partial(_forward, plan), (params, start, fresh, timeline))
 
 
 @partial(linear_scan.defjvp, symbolic_zeros=True)
-def _linear_scan_jvp(parts, record, reverse, scan_unroll, primals, tangents):
-    params, start, fresh, timeline = primals
+def _linear_scan_jvp(plan, primals, tangents):
     d_params, d_start, d_fresh, d_timeline = tangents
-    step = parts.step
-    fixed = all(map(_is_zero, jax.tree.leaves(d_params, is_leaf=_is_zero)))
-    d_params = _instantiated(d_params, params)
-    weights, d_weights = jax.jvp(step.pack, (params,), (d_params,))
-
-    def forward(state, now):
-        new, (y, coefficients, before, unprojected) = linearised_step(parts, weights, params, fresh, state, now)
-        return new, (record(new, y), coefficients, before.h, unprojected)
-
-    width = pre_shape(parts, weights, timeline.x, start)
-    scan = partial(lax.scan, reverse=reverse, unroll=scan_unroll or loop_unroll(width))
-    final, (recorded, coefficients, h_before, unprojected) = scan(forward, start, timeline)
-
-    d_x = [None if _is_zero(t) else t for t in jax.tree.leaves(d_timeline.x, is_leaf=_is_zero)]
-    d_start, d_fresh = _instantiated(d_start, start), _instantiated(d_fresh, fresh)
-
-    # What the backward pass wants of these products is x joined to h, for dW. That is a copy of what is kept anyway:
-    # rematerialised, it is made again block by block, in cache, and not kept for all T.
-    @partial(jax.checkpoint, prevent_cse=False)
-    def by_weights(d_weights, x, h):
-        return parts.dz_by_weights(weights, d_weights, x, h)
-
-    def linear_block(d_state, block):
-        """The linear recurrence over some steps, what drives it found for all of them at once."""
-        coefficients, h_before, unprojected, now, d_x = block
-        drive, d_h = [], None
-        if not fixed:
-            drive.append(by_weights(d_weights, now.x, h_before))
-            d_h = parts.dh_by_params(params, d_params, unprojected)
-        if any(t is not None for t in d_x):
-            drive.append(parts.dz_by_x(weights, now.x, d_x, h_before))
-        drive = sum(drive[1:], drive[0]) if drive else None
-        still = first_step(now.x)
-
-        def linear(d_state, at):
-            coefficients, drive, d_h, now = at
-            before = restored(d_fresh, d_state, now)
-            dz = parts.dz_by_h(weights, still, before.h)
-            dz = dz if drive is None else drive + dz
-            new = parts.push(params, coefficients, dz, before, d_h)
-            new, y = kept(new, new.h, before, now)
-            return new, record(new, y)
-
-        flags = Timeline(None, now.valid, now.reset)
-        return scan(linear, d_state, (coefficients, drive, d_h, flags))
-
-    d_final, d_recorded = in_blocks(
-        linear_block, d_start, (coefficients, h_before, unprojected, timeline, d_x), block_length(width), reverse
+    final, recorded, kept_of_steps = by_platform(partial(_linearised_forward, plan), primals)
+    moving = jax.tree.map(
+        lambda t: None if _is_zero(t) else t, (d_params, d_start, d_fresh, d_timeline.x), is_leaf=_is_zero
     )
-    return (final, recorded), (d_final, d_recorded)
+    if not jax.tree.leaves(moving):
+        return (final, recorded), jax.tree.map(_zeros_like, (final, recorded))
+    out = by_platform(partial(_linear, plan), (primals, kept_of_steps), moving)
+    return (final, recorded), out
+
+
+def _forward(plan: Plan, platform: str | None) -> Callable:
+    """The recurrence as it is run where nothing is differentiated: ``(arguments, ()) -> (final, recorded)``."""
+    step = plan.parts.step
+
+    def run(arguments, _):
+        params, start, fresh, timeline = arguments
+        weights = step.pack(params)
+
+        def body(state, now):
+            before = restored(fresh, state, now)
+            gates = step.split(step.z(weights, now.x, before.h), before)
+            new, y = kept(*step.finish(params, step.activate(gates, step.working(before)), before), before, now)
+            return new, plan.record(new, y)
+
+        return lax.scan(body, start, timeline, reverse=plan.reverse, unroll=plan.scan_unroll or 1)
+
+    return run
+
+
+def _linearised_forward(plan: Plan, platform: str | None) -> Callable:
+    """The same, and what the linear recurrence is made of: ``(arguments, ()) -> (final, recorded, kept)``."""
+
+    def run(arguments, _):
+        params, start, fresh, timeline = arguments
+        weights = plan.parts.step.pack(params)
+
+        def body(state, now):
+            new, (y, coefficients, before, unprojected) = linearised_step(
+                plan.parts, weights, params, fresh, state, now
+            )
+            return new, (plan.record(new, y), (coefficients, before.h, unprojected))
+
+        loops = plan.scan_unroll or loop_unroll(pre_shape(plan.parts, weights, timeline.x, start))
+        final, (recorded, kept_of_steps) = lax.scan(body, start, timeline, reverse=plan.reverse, unroll=loops)
+        return final, recorded, kept_of_steps
+
+    return run
+
+
+def _linear(plan: Plan, platform: str | None) -> Callable:
+    """The linear recurrence, ``((arguments, kept), tangents of the arguments) -> (d_final, d_recorded)``.
+
+    A tangent that is zero is None.
+    """
+    parts, step, record = plan.parts, plan.parts.step, plan.record
+
+    def run(given, moving):
+        (params, start, fresh, timeline), kept_of_steps = given
+        d_params, d_start, d_fresh, d_x = moving
+        fixed = not jax.tree.leaves(d_params)
+        d_params, d_start, d_fresh = (
+            jax.tree.map(lambda p, t: _zeros_like(p) if t is None else t, p, t)
+            for p, t in ((params, d_params), (start, d_start), (fresh, d_fresh))
+        )
+        weights, d_weights = jax.jvp(step.pack, (params,), (d_params,))
+        width = pre_shape(parts, weights, timeline.x, start)
+        scan = partial(lax.scan, reverse=plan.reverse, unroll=plan.scan_unroll or loop_unroll(width))
+
+        # What the backward pass wants of these products is x joined to h, for dW. That is a copy of what is kept
+        # anyway: rematerialised, it is made again block by block, in cache, and not kept for all T.
+        @partial(jax.checkpoint, prevent_cse=False)
+        def by_weights(d_weights, x, h):
+            return parts.dz_by_weights(weights, d_weights, x, h)
+
+        def linear_block(d_state, block):
+            """The linear recurrence over some steps, what drives it found for all of them at once."""
+            (coefficients, h_before, unprojected), now, d_x = block
+            drive, d_h = [], None
+            if not fixed:
+                drive.append(by_weights(d_weights, now.x, h_before))
+                d_h = parts.dh_by_params(params, d_params, unprojected)
+            if any(t is not None for t in d_x):
+                drive.append(parts.dz_by_x(weights, now.x, d_x, h_before))
+            drive = sum(drive[1:], drive[0]) if drive else None
+            still = first_step(now.x)
+
+            def linear(d_state, at):
+                coefficients, drive, d_h, now = at
+                before = restored(d_fresh, d_state, now)
+                dz = parts.dz_by_h(weights, still, before.h)
+                dz = dz if drive is None else drive + dz
+                new = parts.push(params, coefficients, dz, before, d_h)
+                new, y = kept(new, new.h, before, now)
+                return new, record(new, y)
+
+            flags = Timeline(None, now.valid, now.reset)
+            return scan(linear, d_state, (coefficients, drive, d_h, flags))
+
+        # On an accelerator the whole sequence is one block: there, few and large products win.
+        block = block_length(width) if platform is None else None
+        d_x = jax.tree.leaves(d_x, is_leaf=lambda t: t is None)
+        return in_blocks(linear_block, d_start, (kept_of_steps, timeline, d_x), block, plan.reverse)
+
+    return run
 
 
 def linearised_step(
@@ -163,10 +213,10 @@ def block_length(shape: Shape) -> int | None:
 
     As many as keep a block's pre-activations within :data:`BLOCK_ELEMENTS`, but enough for products of 128 rows; and
     of the lengths from there down to a quarter, the longest that divides T, since steps left over cost a loop of their
-    own. On an accelerator None, the whole sequence: there, few and large products win; and so where T is symbolic.
+    own. Where T is symbolic None, the whole sequence.
     """
     steps = shape[0]
-    if jax.default_backend() != "cpu" or not isinstance(steps, int):
+    if not isinstance(steps, int):
         return None
     rest = _stand_in(shape[1:])
     per_step = max(1, math.prod(rest))
@@ -184,10 +234,5 @@ def _is_zero(tangent: Any) -> bool:
     return isinstance(tangent, SymbolicZero)
 
 
-def _instantiated(tangents: Any, primals: Any) -> Any:
-    def zeros(t, p):
-        if not _is_zero(t):
-            return t
-        return jnp.zeros_like(p) if jnp.issubdtype(p.dtype, jnp.inexact) else np.zeros(p.shape, jax.dtypes.float0)
-
-    return jax.tree.map(zeros, tangents, primals, is_leaf=_is_zero)
+def _zeros_like(p: Array) -> Any:
+    return jnp.zeros_like(p) if jnp.issubdtype(p.dtype, jnp.inexact) else np.zeros(p.shape, jax.dtypes.float0)

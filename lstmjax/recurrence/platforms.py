@@ -1,0 +1,151 @@
+"""One computation written in several ways; which one runs is decided where the program is lowered.
+
+What is fast differs by platform, and while a program is traced nobody knows its platform: it may be exported, or
+compiled ahead, or run on the CPU of a machine that has a GPU. So a computation is handed to JAX as one operation, with
+the program of its first way for all that is asked of it before (shapes, derivatives, batching); lowered for another
+platform, it is traced again in that platform's own way. All ways return the same to rounding.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax.core import ShapedArray
+from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
+from jax.interpreters import ad, batching, mlir
+
+Way = Callable[..., Sequence[Any]]
+"""A computation from arrays to a list of arrays."""
+
+Ways = Callable[[str | None], Way]
+"""The way of a platform, one of :data:`PLATFORMS`; of None the one that serves everywhere."""
+
+PLATFORMS = "cuda", "rocm", "tpu"
+"""Those that have ways of their own."""
+
+
+def by_platform(ways: Callable[[str | None], Callable], fixed: Any, moving: Any = ()) -> Any:
+    """What ``ways(platform)(fixed, moving)`` returns, for the platform the program will run on.
+
+    Args:
+        ways: a platform's way to compute it, a pure function that closes over no traced value; None is asked for the
+            way that serves everywhere.
+        fixed: any pytree of arrays.
+        moving: any pytree of arrays; where it is not empty, the computation is linear in it, and is transposed so.
+
+    >>> twice = {None: lambda x, _: x + x, "cuda": lambda x, _: 2 * x}
+    >>> jax.jit(lambda x: by_platform(lambda platform: twice.get(platform, twice[None]), x))(3.0)
+    Array(6., dtype=float32, weak_type=True)
+    """
+    if jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]
+        return ways(None)(fixed, moving)
+    leaves, tree = jax.tree.flatten((fixed, moving))
+    made = []
+
+    def flat(platform):
+        def way(*leaves):
+            returned, returned_tree = jax.tree.flatten(ways(platform)(*tree.unflatten(leaves)))
+            made.append(returned_tree)
+            return returned
+
+        return way
+
+    returned = _bind(flat, leaves, len(jax.tree.leaves(fixed)))
+    return jax.tree.unflatten(made[0], returned)
+
+
+_chosen = Primitive("by_platform")
+_chosen.multiple_results = True
+
+
+def _bind(ways: Ways, operands: Sequence[Any], fixed: int) -> Sequence[Any]:
+    program = jax.make_jaxpr(ways(None))(*operands)
+    return _chosen.bind(*operands, program=program, ways=ways, fixed=fixed)
+
+
+def _transformed(transform: Callable[[Way], Way], program: ClosedJaxpr, ways: Ways) -> Ways:
+    """Every way, transformed; of the one that serves everywhere the program is at hand."""
+    return lambda platform: transform(jaxpr_as_fun(program) if platform is None else ways(platform))
+
+
+@_chosen.def_impl
+def _run(*operands: Any, program: ClosedJaxpr, ways: Ways, fixed: int) -> Sequence[Any]:
+    return jax.jit(lambda *operands: _chosen.bind(*operands, program=program, ways=ways, fixed=fixed))(*operands)
+
+
+@_chosen.def_abstract_eval
+def _abstract(*operands: ShapedArray, program: ClosedJaxpr, ways: Ways, fixed: int) -> Sequence[Any]:
+    return program.out_avals
+
+
+def _batch(operands: Sequence[Any], axes: Sequence[Any], *, program: ClosedJaxpr, ways: Ways, fixed: int):
+    batched = _transformed(lambda way: jax.vmap(way, in_axes=tuple(axes)), program, ways)
+    returned = _bind(batched, operands, fixed)
+    return returned, [0] * len(returned)
+
+
+batching.primitive_batchers[_chosen] = _batch
+
+
+def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, program: ClosedJaxpr, ways: Ways, fixed: int):
+    still = [isinstance(t, ad.Zero) for t in tangents]
+    if all(still[:fixed]):
+        # Linear in all that moves: its own derivative, in every way.
+        returned = _chosen.bind(*primals, program=program, ways=ways, fixed=fixed)
+        along = [*primals[:fixed], *map(ad.instantiate_zeros, tangents[fixed:])]
+        return returned, _chosen.bind(*along, program=program, ways=ways, fixed=fixed)
+    at = [n for n, zero in enumerate(still) if not zero]
+
+    def of(*moved):
+        given = dict(zip(at, moved, strict=True))
+        return jaxpr_as_fun(program)(*(given.get(n, p) for n, p in enumerate(primals)))
+
+    return jax.jvp(of, [primals[n] for n in at], [tangents[n] for n in at])
+
+
+ad.primitive_jvps[_chosen] = _jvp
+
+
+def _transpose(cotangents, *operands, program: ClosedJaxpr, ways: Ways, fixed: int) -> list[Any]:
+    at = [n for n, operand in enumerate(operands) if ad.is_undefined_primal(operand)]
+    kinds = [operands[n].aval for n in at]
+    known = [n for n in range(len(operands)) if n not in at]
+    wanted = [n for n, ct in enumerate(cotangents) if not isinstance(ct, ad.Zero)]
+
+    def transpose(way: Way) -> Way:
+        def transposed(*arrays):
+            given = dict(zip(known, arrays[: len(known)], strict=True))
+
+            def of(*moving):
+                full = given | dict(zip(at, moving, strict=True))
+                returned = way(*(full[n] for n in range(len(operands))))
+                return [returned[n] for n in wanted]
+
+            return jax.linear_transpose(of, *kinds)(list(arrays[len(known) :]))
+
+        return transposed
+
+    given = [*(operands[n] for n in known), *(cotangents[n] for n in wanted)]
+    returned = dict(zip(at, _bind(_transformed(transpose, program, ways), given, len(known)), strict=True))
+    return [returned.get(n) for n in range(len(operands))]
+
+
+ad.primitive_transposes[_chosen] = _transpose
+
+
+def _as_traced(*operands: Any, program: ClosedJaxpr, ways: Ways, fixed: int) -> Sequence[Any]:
+    return jaxpr_as_fun(program)(*operands)
+
+
+mlir.register_lowering(_chosen, mlir.lower_fun(_as_traced, multiple_results=True))
+
+
+def _on(platform: str) -> Callable:
+    def lowered(*operands: Any, program: ClosedJaxpr, ways: Ways, fixed: int) -> Sequence[Any]:
+        return ways(platform)(*operands)
+
+    return mlir.lower_fun(lowered, multiple_results=True)
+
+
+for _platform in PLATFORMS:
+    mlir.register_lowering(_chosen, _on(_platform), platform=_platform)
