@@ -15,8 +15,8 @@ from lstmjax.cells.base import Cell
 from lstmjax.checks import whole_number
 from lstmjax.recurrence import cudnn
 from lstmjax.recurrence.inputs import Sequence, as_sequence, prepare, time_and_batch
-from lstmjax.recurrence.linear import Plan, linear_scan
-from lstmjax.recurrence.parts import Parts, take_apart
+from lstmjax.recurrence.linear import linear_scan
+from lstmjax.recurrence.parts import Parts, Plan, take_apart
 from lstmjax.recurrence.scan import first_step, in_blocks, over_time, plain_scan, whole_blocks
 from lstmjax.typing import Key, Params, State
 

@@ -13,7 +13,7 @@ all products for the weights stand outside, one for each block of steps. Second 
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,8 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array
 
-from lstmjax.recurrence.parts import Parts
+from lstmjax.recurrence import accelerator
+from lstmjax.recurrence.parts import Parts, Plan
 from lstmjax.recurrence.platforms import by_platform
 from lstmjax.recurrence.scan import Timeline, first_step, in_blocks, kept, restored
 from lstmjax.typing import Params, Shape, State
@@ -34,22 +35,6 @@ SMALL_STEP_ELEMENTS = 2**12
 # On CPU, the pre-activations of one block, [block, B, N], are kept to about this many: two megabytes in float32. Up to
 # there the products of a block find dz in cache; beyond, they lose more than larger products gain.
 BLOCK_ELEMENTS = 2**19
-
-
-class Plan(NamedTuple):
-    """What an unroll is to do, all but the arrays.
-
-    Attributes:
-        parts: the step, taken apart.
-        record: ``(state, y) -> what is kept of the step``, linear.
-        reverse: whether to run from the last step to the first.
-        scan_unroll: as in ``lax.scan``; None: :func:`loop_unroll` decides for the differentiated loops.
-    """
-
-    parts: Parts
-    record: Callable[[State, Any], Any]
-    reverse: bool
-    scan_unroll: int | None
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -66,23 +51,31 @@ def linear_scan(plan: Plan, params: Params, start: State, fresh: State | None, t
     Returns:
         The final state, and what was recorded, ``[T, ...]``.
     """
-    return by_platform(partial(_forward, plan), (params, start, fresh, timeline))
+    return by_platform(partial(_forward_on, plan), (params, start, fresh, timeline))
 
 
 @partial(linear_scan.defjvp, symbolic_zeros=True)
 def _linear_scan_jvp(plan, primals, tangents):
     d_params, d_start, d_fresh, d_timeline = tangents
-    final, recorded, kept_of_steps = by_platform(partial(_linearised_forward, plan), primals)
+    final, recorded, kept_of_steps = by_platform(partial(_linearised_forward_on, plan), primals)
     moving = jax.tree.map(
         lambda t: None if _is_zero(t) else t, (d_params, d_start, d_fresh, d_timeline.x), is_leaf=_is_zero
     )
     if not jax.tree.leaves(moving):
         return (final, recorded), jax.tree.map(_zeros_like, (final, recorded))
-    out = by_platform(partial(_linear, plan), (primals, kept_of_steps), moving)
+    out = by_platform(partial(linear, plan), (primals, kept_of_steps), moving)
     return (final, recorded), out
 
 
-def _forward(plan: Plan, platform: str | None) -> Callable:
+def _forward_on(plan: Plan, platform: str | None) -> Callable:
+    return (forward if platform is None else accelerator.forward)(plan)
+
+
+def _linearised_forward_on(plan: Plan, platform: str | None) -> Callable:
+    return (linearised_forward if platform is None else accelerator.linearised_forward)(plan)
+
+
+def forward(plan: Plan) -> Callable:
     """The recurrence as it is run where nothing is differentiated: ``(arguments, ()) -> (final, recorded)``."""
     step = plan.parts.step
 
@@ -101,7 +94,7 @@ def _forward(plan: Plan, platform: str | None) -> Callable:
     return run
 
 
-def _linearised_forward(plan: Plan, platform: str | None) -> Callable:
+def linearised_forward(plan: Plan) -> Callable:
     """The same, and what the linear recurrence is made of: ``(arguments, ()) -> (final, recorded, kept)``."""
 
     def run(arguments, _):
@@ -121,7 +114,7 @@ def _linearised_forward(plan: Plan, platform: str | None) -> Callable:
     return run
 
 
-def _linear(plan: Plan, platform: str | None) -> Callable:
+def linear(plan: Plan, platform: str | None) -> Callable:
     """The linear recurrence, ``((arguments, kept), tangents of the arguments) -> (d_final, d_recorded)``.
 
     A tangent that is zero is None.
@@ -138,7 +131,7 @@ def _linear(plan: Plan, platform: str | None) -> Callable:
         )
         weights, d_weights = jax.jvp(step.pack, (params,), (d_params,))
         width = pre_shape(parts, weights, timeline.x, start)
-        scan = partial(lax.scan, reverse=plan.reverse, unroll=plan.scan_unroll or loop_unroll(width))
+        scan = partial(lax.scan, reverse=plan.reverse, unroll=plan.scan_unroll or loop_unroll(width, platform))
 
         # What the backward pass wants of these products is x joined to h, for dW. That is a copy of what is kept
         # anyway: rematerialised, it is made again block by block, in cache, and not kept for all T.
@@ -158,17 +151,20 @@ def _linear(plan: Plan, platform: str | None) -> Callable:
             drive = sum(drive[1:], drive[0]) if drive else None
             still = first_step(now.x)
 
-            def linear(d_state, at):
+            def by_h(d_state):
+                return parts.dz_by_h(weights, still, d_state.h)
+
+            def one(carried, at):
                 coefficients, drive, d_h, now = at
-                before = restored(d_fresh, d_state, now)
-                dz = parts.dz_by_h(weights, still, before.h)
+                before, dz = restored((d_fresh, d_fresh and by_h(d_fresh)), carried, now)
                 dz = dz if drive is None else drive + dz
                 new = parts.push(params, coefficients, dz, before, d_h)
                 new, y = kept(new, new.h, before, now)
-                return new, record(new, y)
+                return (new, by_h(new)), record(new, y)
 
             flags = Timeline(None, now.valid, now.reset)
-            return scan(linear, d_state, (coefficients, drive, d_h, flags))
+            (d_state, _), d_recorded = scan(one, (d_state, by_h(d_state)), (coefficients, drive, d_h, flags))
+            return d_state, d_recorded
 
         # On an accelerator the whole sequence is one block: there, few and large products win.
         block = block_length(width) if platform is None else None
@@ -202,10 +198,10 @@ def pre_shape(parts: Parts, weights: Any, xs: Any, state: State) -> Shape:
     return (steps, *z.shape)
 
 
-def loop_unroll(shape: Shape) -> int:
+def loop_unroll(shape: Shape, platform: str | None = None) -> int:
     """How many steps the loops of a differentiated scan hold, for pre-activations ``[T, *B, N]``."""
-    small = math.prod(_stand_in(shape[1:])) <= SMALL_STEP_ELEMENTS
-    return 4 if small and isinstance(shape[0], int) else 1
+    few = platform is not None or math.prod(_stand_in(shape[1:])) <= SMALL_STEP_ELEMENTS
+    return accelerator.UNROLL if few and isinstance(shape[0], int) else 1
 
 
 def block_length(shape: Shape) -> int | None:

@@ -10,7 +10,8 @@ them from here.
 """
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -73,6 +74,17 @@ class Parts(Comparable):
         outputs = 1 + max((o for o, _ in self.pairs), default=-1)
         return [[i for o, i in self.pairs if o == out and i < gates] for out in range(outputs)]
 
+    def z_by_x(self, weights: Any, xs: Any, h: Array) -> Array:
+        """z without what h puts in, for all inputs ``[T, *B, I]`` at once; of h ``[*B, H]`` the shape matters."""
+        steps = jax.tree.leaves(xs)[0].shape[0]
+        h = jnp.zeros((steps, *h.shape), h.dtype)
+        if not isinstance(self.step.pre, Products):
+            return self.step.z(weights, xs, h)
+        # The biases alone are z where x and h are zero.
+        one = jax.tree.map(lambda a: jnp.zeros(a.shape[a.ndim - 1 :], a.dtype), (xs, h))
+        dx = [x.astype(dtype_of(weights)) for x in jax.tree.leaves(xs)]
+        return self.dz_by_x(weights, xs, dx, h) + self.step.z(weights, *one)
+
     def dz_by_weights(self, weights: Any, d_weights: Any, x: Any, h: Array) -> Array:
         """The tangent of z for tangents of the weights, in float32 at least, whatever they are computed in.
 
@@ -115,6 +127,22 @@ class Parts(Comparable):
         """The tangent of the new state by those of z and of the old state; ``d_h`` is added to that of h."""
         new, _ = self.step.finish(params, self.tangent(coefficients, dz, d_state), d_state)
         return new if d_h is None else new._replace(h=new.h + d_h.astype(new.h.dtype))
+
+
+class Plan(NamedTuple):
+    """What an unroll is to do: all of it but the arrays.
+
+    Attributes:
+        parts: the step, taken apart.
+        record: ``(state, y) -> what is kept of the step``, linear.
+        reverse: whether to run from the last step to the first.
+        scan_unroll: as in ``lax.scan``; None: each way to run it decides.
+    """
+
+    parts: Parts
+    record: Callable[[State, Any], Any]
+    reverse: bool
+    scan_unroll: int | None
 
 
 def take_apart(step: Any, params: Params, state: State, x: Any) -> Parts | str:
