@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import lstmjax
+from lstmjax import gradients
 from lstmjax.recurrence import accelerator, linear, platforms
 from lstmjax.recurrence.inputs import Sequence, prepare
 from lstmjax.recurrence.parts import Parts, Plan, take_apart
@@ -112,3 +113,43 @@ def test_exported_for_several_platforms_at_once():
     gradient = jax.jit(jax.grad(lambda p, xs: lstmjax.unroll(cell, p, xs)[1].sum()))
     exported = jax.export.export(gradient, platforms=("cpu", "cuda", "tpu"))(params, xs)
     same(jax.jit(exported.call)(params, xs), gradient(params, xs), 1e-6)
+
+
+def log_norms(cell, params, xs):
+    return gradients.adjoint_norms(cell, params, xs, lambda states: (states.h[-1] ** 2).sum())
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+@pytest.mark.parametrize(
+    "instrument",
+    [
+        log_norms,
+        gradients.jacobian_norms,
+        gradients.cell_highway,
+        gradients.lyapunov_spectrum,
+        gradients.gate_values,
+        lambda *args: gradients.per_step_param_grads(*args, lambda states: states.h.sum()),
+    ],
+)
+def test_the_instruments_take_their_products_at_the_highest_precision(instrument, platform):
+    cell = CELLS["lstm"]
+    params, xs, _ = problem(cell, (T, B, I), dtype=jnp.float32)
+    text = lowered_for(platform, lambda *args: instrument(cell, *args), params, xs)
+    products = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
+    assert products
+    assert all("precision = [HIGHEST, HIGHEST]" in line for line in products)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda"])
+def test_a_precision_set_where_the_unroll_stands_is_that_of_every_way(platform):
+    cell = CELLS["lstm"]
+    params, xs, _ = problem(cell, (T, B, I), dtype=jnp.float32)
+
+    def run(xs):
+        with jax.default_matmul_precision("highest"):
+            ys, pull = jax.vjp(lambda xs: lstmjax.unroll(cell, params, xs)[1], xs)
+        return pull(ys)
+
+    products = [line for line in lowered_for(platform, run, xs).splitlines() if "stablehlo.dot_general" in line]
+    assert products
+    assert all("precision = [HIGHEST, HIGHEST]" in line for line in products)

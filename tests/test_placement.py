@@ -72,8 +72,9 @@ def test_inside_shard_map(name):
         return (jax.lax.psum(value, "data"), aux), grads
 
     outs = ((P(), (P("data"), P(None, "data"))), P())
-    got = jax.jit(jax.shard_map(part, mesh=mesh, in_specs=(P(), *DATA), out_specs=outs))(*args)
-    close(got, jax.jit(run)(*args))
+    spread = jax.jit(jax.shard_map(part, mesh=mesh, in_specs=(P(), *DATA), out_specs=outs))
+    close(spread(*args), jax.jit(run)(*args))
+    spread.trace(*args).lower(lowering_platforms=("cuda",))  # whose own way is traced only now
 
 
 @pytest.mark.parametrize("axes", [AxisType.Explicit, AxisType.Auto], ids=str)
@@ -85,5 +86,6 @@ def test_on_a_mesh(name, axes):
     with jax.set_mesh(mesh):
         placed = [jax.device_put(a, NamedSharding(mesh, s)) for a, s in zip(args, (P(), *DATA), strict=True)]
         got = jax.jit(run)(*placed)
+        jax.jit(run).trace(*placed).lower(lowering_platforms=("cuda",))
     assert len(got[0][1][1].sharding.device_set) == 2
     close(got, want)

@@ -21,9 +21,11 @@ from jaxtyping import Array
 from lstmjax.cells.base import Cell
 from lstmjax.gradients import scaled
 from lstmjax.gradients.linear import Linearised, blank_padding, linearised
+from lstmjax.gradients.scaled import at_highest_precision
 from lstmjax.typing import Params, State
 
 
+@at_highest_precision
 def adjoint_norms(
     cell: Cell | Callable,
     params: Params,

@@ -13,11 +13,13 @@ from lstmjax.cells.base import Cell
 from lstmjax.checks import whole_number
 from lstmjax.gradients import scaled
 from lstmjax.gradients.linear import blanked
+from lstmjax.gradients.scaled import at_highest_precision
 from lstmjax.recurrence.inputs import as_sequence, prepare
 from lstmjax.recurrence.scan import advance, over_time
 from lstmjax.typing import Params, State
 
 
+@at_highest_precision
 def per_step_param_grads(
     cell: Cell,
     params: Params,
@@ -98,6 +100,7 @@ class TruncationBias(NamedTuple):
     by_leaf: Params
 
 
+@at_highest_precision
 def truncation_bias(
     cell: Cell,
     params: Params,

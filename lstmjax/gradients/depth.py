@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from lstmjax import init as initializers
 from lstmjax.checks import whole_number
 from lstmjax.gradients import scaled
+from lstmjax.gradients.scaled import at_highest_precision
 from lstmjax.typing import Initializer, Key, Params
 
 
@@ -25,6 +26,7 @@ class DepthNorms(NamedTuple):
     relative_change: Array
 
 
+@at_highest_precision
 def depth_norms(
     loss_fn: Callable[[Sequence[Params]], Array], params: Sequence[Params], *, learning_rate: float = 0.1
 ) -> DepthNorms:

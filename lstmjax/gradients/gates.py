@@ -10,6 +10,7 @@ from jaxtyping import Array
 from lstmjax.cells.base import Cell, Recurrence
 from lstmjax.gradients import scaled
 from lstmjax.gradients.linear import blanked
+from lstmjax.gradients.scaled import at_highest_precision
 from lstmjax.recurrence.inputs import as_sequence, prepare
 from lstmjax.recurrence.scan import over_time, plain_scan, restored, select
 from lstmjax.typing import Params, State
@@ -32,6 +33,7 @@ class GateStatistics(NamedTuple):
     timescale: Array | None
 
 
+@at_highest_precision
 def gate_values(
     cell: Cell,
     params: Params,
@@ -71,6 +73,7 @@ def gate_values(
     return gates if valid is None else blanked(valid, gates)
 
 
+@at_highest_precision
 def gate_statistics(
     cell: Cell,
     params: Params,

@@ -11,6 +11,7 @@ from lstmjax.cells.base import Cell
 from lstmjax.gradients import scaled
 from lstmjax.gradients.jacobian import identity_rows, part_names, pull_rows
 from lstmjax.gradients.linear import Linearised, blank_padding, linearised
+from lstmjax.gradients.scaled import at_highest_precision
 from lstmjax.typing import Params, State
 
 
@@ -32,6 +33,7 @@ class CellHighway(NamedTuple):
     share: Array
 
 
+@at_highest_precision
 def cell_highway(
     cell: Cell,
     params: Params,

@@ -18,6 +18,7 @@ from lstmjax.cells.base import Cell
 from lstmjax.checks import whole_number
 from lstmjax.gradients import scaled
 from lstmjax.gradients.linear import Linearised, blank_padding, linearised
+from lstmjax.gradients.scaled import at_highest_precision
 from lstmjax.typing import Params, State
 
 Method = Literal["exact", "matrix-free"] | None
@@ -41,6 +42,7 @@ class JacobianNorms(NamedTuple):
     frobenius: dict[str, Array]
 
 
+@at_highest_precision
 def jacobian_norms(
     cell: Cell | Callable,
     params: Params,

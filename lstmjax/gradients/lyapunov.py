@@ -16,9 +16,11 @@ from lstmjax.cells.base import Cell
 from lstmjax.checks import whole_number
 from lstmjax.gradients import scaled
 from lstmjax.gradients.linear import Linearised, linearised
+from lstmjax.gradients.scaled import at_highest_precision
 from lstmjax.typing import Params, State
 
 
+@at_highest_precision
 def lyapunov_spectrum(
     cell: Cell | Callable,
     params: Params,
@@ -81,6 +83,7 @@ def lyapunov_spectrum(
     return _spectrum(linear, leading, burn_in)
 
 
+@at_highest_precision
 def flossing_penalty(
     cell: Cell | Callable,
     params: Params,

@@ -12,6 +12,7 @@ from jaxtyping import Array
 from lstmjax.cells.base import Cell
 from lstmjax.gradients import scaled
 from lstmjax.gradients.linear import Linearised, linearised
+from lstmjax.gradients.scaled import at_highest_precision
 from lstmjax.recurrence.inputs import time_and_batch
 from lstmjax.typing import Params, State
 
@@ -35,6 +36,7 @@ class PrecisionAudit(NamedTuple):
     infinite_from: int | None
 
 
+@at_highest_precision
 def precision_audit(
     cell: Cell,
     params: Params,

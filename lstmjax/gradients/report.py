@@ -18,6 +18,7 @@ from lstmjax.gradients.adjoint import adjoint_norms
 from lstmjax.gradients.decay import decay_fit
 from lstmjax.gradients.gates import gate_statistics
 from lstmjax.gradients.lyapunov import lyapunov_spectrum
+from lstmjax.gradients.scaled import at_highest_precision
 from lstmjax.typing import Key, Params
 from lstmjax.unroll import unroll
 
@@ -101,6 +102,7 @@ class GradientReport:
         return plot.gradient_decay(panels, underflow=math.log10(float(np.finfo(np.float32).tiny)))
 
 
+@at_highest_precision
 def gradient_report(
     cells: Mapping[str, Callable[[int], Cell]],
     data: Data | tuple[Any, Any] | Callable[[Key], Any],

@@ -50,7 +50,9 @@ def by_platform(ways: Callable[[str | None], Callable], fixed: Any, moving: Any 
 
         return way
 
-    returned = _bind(flat, leaves, len(jax.tree.leaves(fixed)))
+    # The precision set where the computation stands; where another way is traced, another may be set.
+    precision = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
+    returned = _bind(flat, leaves, len(jax.tree.leaves(fixed)), precision)
     return jax.tree.unflatten(made[0], returned)
 
 
@@ -58,9 +60,9 @@ _chosen = Primitive("by_platform")
 _chosen.multiple_results = True
 
 
-def _bind(ways: Ways, operands: Sequence[Any], fixed: int) -> Sequence[Any]:
+def _bind(ways: Ways, operands: Sequence[Any], fixed: int, precision: Any) -> Sequence[Any]:
     program = jax.make_jaxpr(ways(None))(*operands)
-    return _chosen.bind(*operands, program=program, ways=ways, fixed=fixed)
+    return _chosen.bind(*operands, program=program, ways=ways, fixed=fixed, precision=precision)
 
 
 def _transformed(transform: Callable[[Way], Way], program: ClosedJaxpr, ways: Ways) -> Ways:
@@ -69,31 +71,31 @@ def _transformed(transform: Callable[[Way], Way], program: ClosedJaxpr, ways: Wa
 
 
 @_chosen.def_impl
-def _run(*operands: Any, program: ClosedJaxpr, ways: Ways, fixed: int) -> Sequence[Any]:
-    return jax.jit(lambda *operands: _chosen.bind(*operands, program=program, ways=ways, fixed=fixed))(*operands)
+def _run(*operands: Any, **how: Any) -> Sequence[Any]:
+    return jax.jit(lambda *operands: _chosen.bind(*operands, **how))(*operands)
 
 
 @_chosen.def_abstract_eval
-def _abstract(*operands: ShapedArray, program: ClosedJaxpr, ways: Ways, fixed: int) -> Sequence[Any]:
+def _abstract(*operands: ShapedArray, program: ClosedJaxpr, **_: Any) -> Sequence[Any]:
     return program.out_avals
 
 
-def _batch(operands: Sequence[Any], axes: Sequence[Any], *, program: ClosedJaxpr, ways: Ways, fixed: int):
+def _batch(operands, axes, *, program: ClosedJaxpr, ways: Ways, fixed: int, precision: Any):
     batched = _transformed(lambda way: jax.vmap(way, in_axes=tuple(axes)), program, ways)
-    returned = _bind(batched, operands, fixed)
+    returned = _bind(batched, operands, fixed, precision)
     return returned, [0] * len(returned)
 
 
 batching.primitive_batchers[_chosen] = _batch
 
 
-def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, program: ClosedJaxpr, ways: Ways, fixed: int):
+def _jvp(primals, tangents, *, program: ClosedJaxpr, fixed: int, **how: Any):
     still = [isinstance(t, ad.Zero) for t in tangents]
     if all(still[:fixed]):
         # Linear in all that moves: its own derivative, in every way.
-        returned = _chosen.bind(*primals, program=program, ways=ways, fixed=fixed)
+        returned = _chosen.bind(*primals, program=program, fixed=fixed, **how)
         along = [*primals[:fixed], *map(ad.instantiate_zeros, tangents[fixed:])]
-        return returned, _chosen.bind(*along, program=program, ways=ways, fixed=fixed)
+        return returned, _chosen.bind(*along, program=program, fixed=fixed, **how)
     at = [n for n, zero in enumerate(still) if not zero]
 
     def of(*moved):
@@ -106,7 +108,7 @@ def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, program: ClosedJaxp
 ad.primitive_jvps[_chosen] = _jvp
 
 
-def _transpose(cotangents, *operands, program: ClosedJaxpr, ways: Ways, fixed: int) -> list[Any]:
+def _transpose(cotangents, *operands, program: ClosedJaxpr, ways: Ways, fixed: int, precision: Any) -> list[Any]:
     at = [n for n, operand in enumerate(operands) if ad.is_undefined_primal(operand)]
     kinds = [operands[n].aval for n in at]
     known = [n for n in range(len(operands)) if n not in at]
@@ -126,14 +128,15 @@ def _transpose(cotangents, *operands, program: ClosedJaxpr, ways: Ways, fixed: i
         return transposed
 
     given = [*(operands[n] for n in known), *(cotangents[n] for n in wanted)]
-    returned = dict(zip(at, _bind(_transformed(transpose, program, ways), given, len(known)), strict=True))
-    return [returned.get(n) for n in range(len(operands))]
+    returned = _bind(_transformed(transpose, program, ways), given, len(known), precision)
+    by_operand = dict(zip(at, returned, strict=True))
+    return [by_operand.get(n) for n in range(len(operands))]
 
 
 ad.primitive_transposes[_chosen] = _transpose
 
 
-def _as_traced(*operands: Any, program: ClosedJaxpr, ways: Ways, fixed: int) -> Sequence[Any]:
+def _as_traced(*operands: Any, program: ClosedJaxpr, **_: Any) -> Sequence[Any]:
     return jaxpr_as_fun(program)(*operands)
 
 
@@ -141,8 +144,9 @@ mlir.register_lowering(_chosen, mlir.lower_fun(_as_traced, multiple_results=True
 
 
 def _on(platform: str) -> Callable:
-    def lowered(*operands: Any, program: ClosedJaxpr, ways: Ways, fixed: int) -> Sequence[Any]:
-        return ways(platform)(*operands)
+    def lowered(*operands: Any, program: ClosedJaxpr, ways: Ways, fixed: int, precision: Any) -> Sequence[Any]:
+        with jax.default_matmul_precision(precision):
+            return ways(platform)(*operands)
 
     return mlir.lower_fun(lowered, multiple_results=True)
 
