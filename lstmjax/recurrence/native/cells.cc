@@ -1,0 +1,562 @@
+// The recurrences of the three cells and their transposes, for one instruction set: LSTMJAX_TARGET names it, and
+// LSTMJAX_BYTES is the length of its vectors.
+#include "kernel.h"
+
+namespace lstmjax {
+namespace LSTMJAX_TARGET {
+namespace {
+
+// How the weights of a cell lie in panels. A block of units is `units` vectors of them; its pre-activations are
+// 2 * panels vectors, and each is one gate of one vector of units.
+struct Column {
+  int gate, bias, sub;
+};
+
+// i, f | g, o
+struct Lstm {
+  static constexpr int panels = 2, units = 1;
+  static constexpr Column columns[panels][2] = {{{0, 0, 0}, {1, 1, 0}}, {{2, 2, 0}, {3, 3, 0}}};
+  static constexpr bool by_x[panels] = {true, true}, by_h[panels] = {true, true};
+};
+
+// r, z | r, z of the next units | n's part of x, twice | n's part of h, twice
+struct Gru {
+  static constexpr int panels = 4, units = 2;
+  static constexpr Column columns[panels][2] = {
+      {{0, 0, 0}, {1, 1, 0}}, {{0, 0, 1}, {1, 1, 1}}, {{2, 2, 0}, {2, 2, 1}}, {{2, 3, 0}, {2, 3, 1}}};
+  static constexpr bool by_x[panels] = {true, true, true, false}, by_h[panels] = {true, true, false, true};
+};
+
+template <bool relu>
+struct Rnn {
+  static constexpr int panels = 1, units = 2;
+  static constexpr Column columns[panels][2] = {{{0, 0, 0}, {0, 0, 1}}};
+  static constexpr bool by_x[panels] = {true}, by_h[panels] = {true};
+};
+
+// Where one row of one step is read and written, at the first of `n` units.
+template <typename S>
+struct Spot {
+  Size n, hidden;
+  const S *z, *h_old;
+  S *c, *h_new, *h, *k, *k_state, *k_c;
+};
+
+template <bool emit, typename S>
+INLINE void activate(Lstm, int, const Spot<S>& at) {
+  constexpr Size W = Simd<S>::width;
+  const Gate<S> i = sigmoid<S>(load(at.z)), f = sigmoid<S>(load(at.z + W));
+  const Gate<S> g = hyperbolic<S>(load(at.z + 2 * W)), o = sigmoid<S>(load(at.z + 3 * W));
+  const Vec<S> before = load(at.c), c = f.value * before + i.value * g.value;
+  const Gate<S> out = hyperbolic<S>(c);
+  const Vec<S> h = o.value * out.value;
+  store(at.c, c);
+  store(at.h_new, h);
+  store(at.h, h, at.n);
+  if (emit) {
+    store<S>(at.k, i.slope * g.value, at.n);
+    store<S>(at.k + at.hidden, f.slope * before, at.n);
+    store<S>(at.k + 2 * at.hidden, g.slope * i.value, at.n);
+    store<S>(at.k + 3 * at.hidden, o.slope * out.value, at.n);
+    store(at.k_state, f.value, at.n);
+    store<S>(at.k_c, o.value * out.slope, at.n);
+  }
+}
+
+template <bool emit, typename S>
+INLINE void activate(Gru, int sub, const Spot<S>& at) {
+  constexpr Size W = Simd<S>::width;
+  const Gate<S> r = sigmoid<S>(load(at.z + 2 * sub * W)), keep = sigmoid<S>(load(at.z + (2 * sub + 1) * W));
+  const Vec<S> by_h = load(at.z + (6 + sub) * W), before = load(at.h_old);
+  const Gate<S> n = hyperbolic<S>(load(at.z + (4 + sub) * W) + r.value * by_h);
+  const Vec<S> h = keep.other * n.value + keep.value * before;
+  store(at.h_new, h);
+  store(at.h, h, at.n);
+  if (emit) {
+    const Vec<S> by_n = keep.other * n.slope;
+    store<S>(at.k, r.slope * (by_n * by_h), at.n);
+    store<S>(at.k + at.hidden, keep.slope * (before - n.value), at.n);
+    store(at.k + 2 * at.hidden, by_n, at.n);
+    store<S>(at.k + 3 * at.hidden, by_n * r.value, at.n);
+    store(at.k_state, keep.value, at.n);
+  }
+}
+
+template <bool emit, bool relu, typename S>
+INLINE void activate(Rnn<relu>, int sub, const Spot<S>& at) {
+  const Vec<S> z = load(at.z + sub * Simd<S>::width);
+  Vec<S> h, slope;
+  if (relu) {
+    h = z <= S(0) ? Vec<S>{} : z;  // a NaN stays one
+    slope = z > S(0) ? fill<S>(1) : Vec<S>{};
+  } else {
+    const Gate<S> out = hyperbolic<S>(z);
+    h = out.value;
+    slope = out.slope;
+  }
+  store(at.h_new, h);
+  store(at.h, h, at.n);
+  if (emit) store(at.k, slope, at.n);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Forward: some rows on their way through time.
+
+// From this many rows on, x and h are taken in one product. Fewer meet x ahead of the loop, some steps together.
+constexpr Size kAheadBelow = kRows, kAheadRows = 48;
+// Up to here every block of units has a place of its own for its pre-activations, so that threads may share a step.
+constexpr Size kShared = 12;
+
+template <typename S, typename Cell>
+struct Walk {
+  static constexpr Size W = Simd<S>::width, per_block = Cell::units * W, z_row = 2 * Cell::panels * W;
+  const Forward<S>& f;
+  Size first, rows, blocks, padded, ahead, slot;  // ahead: how many steps meet x together; 0: each by itself
+  S *c = nullptr, *h[2] = {}, *z = nullptr, *bias = nullptr;
+
+  Walk(const Forward<S>& f, Size first, Size rows, S* scratch) : f(f), first(first), rows(rows) {
+    blocks = up(f.hidden, per_block);
+    padded = blocks * per_block;
+    ahead = rows == f.batch && rows < kAheadBelow && f.inputs > 0 ? least(f.steps, kAheadRows / most(rows, 1)) : 0;
+    slot = z_row * rows * most(ahead, 1);
+    if (f.packed) bias = f.packed + blocks * block_size();
+    if (!scratch) return;  // sizes alone are asked for
+    c = scratch;
+    h[0] = c + rows * padded;
+    h[1] = h[0] + rows * padded;
+    z = h[1] + rows * padded;
+  }
+
+  Size scratch() const { return 3 * rows * padded + slot * (rows <= kShared ? blocks : 1); }
+
+  Size depth(int panel) const { return (Cell::by_x[panel] ? f.inputs : 0) + (Cell::by_h[panel] ? f.hidden : 0); }
+
+  Size block_size() const {
+    Size size = 0;
+    for (int p = 0; p < Cell::panels; p++) size += 2 * W * depth(p);
+    return size;
+  }
+
+  Size packed() const { return blocks * (block_size() + z_row); }
+
+  // The weights of one block of units, panel by panel, x's rows above h's, zero where there are no more units.
+  void pack(Size block) const {
+    S* to = f.packed + block * block_size();
+    const Size width = products(f.kind) * f.hidden;
+    for (int p = 0; p < Cell::panels; p++) {
+      const S* sources[2] = {Cell::by_x[p] ? f.w_x : nullptr, Cell::by_h[p] ? f.w_h : nullptr};
+      const Size depths[2] = {f.inputs, f.hidden};
+      for (int s = 0; s < 2; s++) {
+        if (!sources[s]) continue;
+        for (Size k = 0; k < depths[s]; k++) {
+          for (const Column& column : Cell::columns[p]) {
+            const Size unit = block * per_block + column.sub * W;
+            const S* from = sources[s] + k * width + column.gate * f.hidden;
+            store(to, unit < f.hidden ? load(from + unit, f.hidden - unit) : Vec<S>{});
+            to += W;
+          }
+        }
+      }
+      for (int v = 0; v < 2; v++) {
+        const Column& column = Cell::columns[p][v];
+        const Size unit = block * per_block + column.sub * W;
+        const S* from = f.b + column.bias * f.hidden;
+        store(bias + block * z_row + (2 * p + v) * W,
+              unit < f.hidden ? load(from + unit, f.hidden - unit) : Vec<S>{});
+      }
+    }
+  }
+
+  Size time(Size step) const { return f.reverse ? f.steps - 1 - step : step; }
+
+  void copy_in(S* to, const S* from, Size row) const {
+    for (Size u = 0; u < f.hidden; u++) to[row * padded + u] = from[(first + row) * f.hidden + u];
+  }
+
+  void copy_out(S* to, const S* from, Size row) const {
+    for (Size u = 0; u < f.hidden; u++) to[(first + row) * f.hidden + u] = from[row * padded + u];
+  }
+
+  void start() const {
+    for (Size i = 0; i < 3 * rows * padded; i++) c[i] = 0;
+    for (Size r = 0; r < rows; r++) {
+      if (f.kind == kLstm) copy_in(c, f.start_c, r);
+      copy_in(h[0], f.start_h, r);
+    }
+  }
+
+  // What must be done before the units of a step: resets, the record of h, and x W_x for some steps.
+  void begin(Size step) const {
+    const Size t = time(step);
+    S* old = h[step & 1];
+    for (Size r = 0; r < rows; r++) {
+      if (f.reset && f.reset[t * f.batch + first + r]) {
+        if (f.kind == kLstm) copy_in(c, f.fresh_c, r);
+        copy_in(old, f.fresh_h, r);
+      }
+      if (f.h_before) copy_out(f.h_before + t * f.batch * f.hidden, old, r);
+    }
+    if (!ahead || step % ahead) return;
+    const Size count = least(ahead, f.steps - step), lowest = f.reverse ? time(step + count - 1) : t;
+    const Factor<S> x = {f.x + lowest * f.batch * f.inputs, f.inputs, f.inputs}, none = {f.x, 0, 0};
+    for (Size block = 0; block < blocks; block++) {
+      const S* panel = f.packed + block * block_size();
+      for (int p = 0; p < Cell::panels; p++) {
+        multiply<S>(count * rows, 1, Cell::by_x[p] ? x : none, none, panel, 0,
+                    {bias + block * z_row + 2 * p * W, 0, 0}, {z + block * slot + 2 * p * W, z_row, 0});
+        panel += 2 * W * depth(p);
+      }
+    }
+  }
+
+  template <bool emit>
+  void units(Size step, Size from, Size to) const {
+    const Size t = time(step), size = block_size();
+    const S* old = h[step & 1];
+    Size inside = 0;  // the step's place among those that met x together
+    if (ahead) {
+      const Size begun = step - step % ahead, count = least(ahead, f.steps - begun);
+      inside = f.reverse ? count - 1 - (step - begun) : step - begun;
+    }
+    const Size several = rows <= kShared ? panels_at_once(rows) : 1;
+    for (Size block = from; block < to;) {
+      const Size count = block + several <= to ? several : 1;
+      S* pre = z + (rows <= kShared ? block * slot : 0) + inside * rows * z_row;
+      const S* panel = f.packed + block * size;
+      for (int p = 0; p < Cell::panels; p++) {
+        const Factor<S> none = {old, 0, 0};
+        const Factor<S> by_x = {f.x + (t * f.batch + first) * f.inputs, f.inputs, f.inputs};
+        const Factor<S> by_h = Cell::by_h[p] ? Factor<S>{old, padded, f.hidden} : none;
+        S* sums = pre + 2 * p * W;
+        if (!ahead) {
+          multiply<S>(rows, count, Cell::by_x[p] ? by_x : none, by_h, panel, size,
+                      {bias + block * z_row + 2 * p * W, 0, z_row}, {sums, z_row, slot});
+        } else if (Cell::by_h[p]) {
+          const S* below = panel + (Cell::by_x[p] ? 2 * W * f.inputs : 0);
+          multiply<S>(rows, count, none, by_h, below, size, {sums, z_row, slot}, {sums, z_row, slot});
+        }
+        panel += 2 * W * depth(p);
+      }
+      for (Size n = 0; n < count; n++, block++) {
+        for (Size r = 0; r < rows; r++) cell<emit>(t, step, r, block, pre + n * slot + r * z_row);
+      }
+    }
+  }
+
+  template <bool emit>
+  INLINE void cell_vector(Size t, Size step, Size r, Size u, int sub, const S* pre) const {
+    const Size n = least(W, f.hidden - u), row = t * f.batch + first + r, at = row * f.hidden + u;
+    const Size local = r * padded + u, wide = row * gates(f.kind) * f.hidden + u;
+    if (f.valid && !f.valid[row]) {  // the state stays, and nothing is put out
+      const Vec<S> h_old = load(h[step & 1] + local);
+      store(h[1 - (step & 1)] + local, h_old);
+      store(f.h + at, f.states ? h_old : Vec<S>{}, n);
+      if (f.c) store(f.c + at, load(c + local), n);
+      if (emit) {
+        for (Size g = 0; g < gates(f.kind); g++) store(f.k + wide + g * f.hidden, Vec<S>{}, n);
+        if (f.k_state) store(f.k_state + at, Vec<S>{}, n);
+        if (f.k_c) store(f.k_c + at, Vec<S>{}, n);
+      }
+      return;
+    }
+    const Spot<S> spot = {n, f.hidden, pre, h[step & 1] + local, c + local, h[1 - (step & 1)] + local, f.h + at,
+                          emit ? f.k + wide : nullptr, emit && f.k_state ? f.k_state + at : nullptr,
+                          emit && f.k_c ? f.k_c + at : nullptr};
+    activate<emit>(Cell{}, sub, spot);
+    if (f.c) store(f.c + at, load(c + local), n);
+  }
+
+  template <bool emit>
+  INLINE void cell(Size t, Size step, Size r, Size block, const S* pre) const {
+    for (int sub = 0; sub < Cell::units; sub++) {
+      const Size u = block * per_block + sub * W;
+      if (u < f.hidden) cell_vector<emit>(t, step, r, u, sub, pre);
+    }
+  }
+
+  void units(Size step, Size from, Size to) const { f.k ? units<true>(step, from, to) : units<false>(step, from, to); }
+
+  void finish() const {
+    for (Size r = 0; r < rows; r++) {
+      if (f.kind == kLstm) copy_out(f.final_c, c, r);
+      copy_out(f.final_h, h[f.steps & 1], r);
+    }
+  }
+
+  void run() const {
+    start();
+    for (Size step = 0; step < f.steps; step++) {
+      begin(step);
+      units(step, 0, blocks);
+    }
+    finish();
+  }
+};
+
+// Calls what was asked with the walk of the cell.
+template <typename S, typename Call>
+INLINE auto walk(const Forward<S>& f, Size first, Size rows, S* scratch, Call call) {
+  switch (f.kind) {
+    case kLstm: return call(Walk<S, Lstm>(f, first, rows, scratch));
+    case kGru: return call(Walk<S, Gru>(f, first, rows, scratch));
+    case kRnn: return call(Walk<S, Rnn<false>>(f, first, rows, scratch));
+    default: return call(Walk<S, Rnn<true>>(f, first, rows, scratch));
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Backwards: the cotangents of h and c, from the last step that was taken to the first.
+
+template <typename S>
+struct Back {
+  static constexpr Size W = Simd<S>::width;
+  const Transposed<S>& f;
+  Size first, rows, padded, wide;
+  S *c = nullptr, *h[2] = {}, *zero = nullptr;
+
+  Back(const Transposed<S>& f, Size first, Size rows, S* scratch) : f(f), first(first), rows(rows) {
+    padded = 2 * W * up(f.hidden, 2 * W);
+    wide = gates(f.kind) * f.hidden;
+    if (!scratch) return;  // sizes alone are asked for
+    c = scratch;
+    h[0] = c + rows * padded;
+    h[1] = h[0] + rows * padded;
+    zero = h[1] + rows * padded;
+  }
+
+  Size scratch() const { return 3 * rows * padded + 2 * W * panels_at_once(rows); }
+  Size blocks() const { return padded / (2 * W); }
+  Size depth() const { return products(f.kind) * f.hidden; }
+  Size packed() const { return blocks() * 2 * W * depth(); }
+
+  // W_h transposed: a panel for each two vectors of units.
+  void pack(Size block) const {
+    S* to = f.packed + block * 2 * W * depth();
+    for (Size u = 0; u < 2 * W; u++) {
+      const Size unit = block * 2 * W + u;
+      for (Size k = 0; k < depth(); k++) to[k * 2 * W + u] = unit < f.hidden ? f.w_h[unit * depth() + k] : S(0);
+    }
+  }
+
+  // From the cotangent of a row's new state, at u, to that of z and of the old state but for what goes through W_h.
+  INLINE void cell(Size row, Size local, Size u, Vec<S> dh) const {
+    const Size n = least(W, f.hidden - u), H = f.hidden, at = row * H + u;
+    const S* k = f.k + row * wide + u;
+    S* dz = f.dz + row * wide + u;
+    if (f.kind == kLstm) {
+      const Vec<S> dc = load(c + local) + load(f.k_c + at, n) * dh;
+      store<S>(dz, load(k, n) * dc, n);
+      store<S>(dz + H, load(k + H, n) * dc, n);
+      store<S>(dz + 2 * H, load(k + 2 * H, n) * dc, n);
+      store<S>(dz + 3 * H, load(k + 3 * H, n) * dh, n);
+      store<S>(c + local, load(f.k_state + at, n) * dc);
+    } else if (f.kind == kGru) {
+      for (Size g = 0; g < 4; g++) store<S>(dz + g * H, load(k + g * H, n) * dh, n);
+      store<S>(h[0] + local, load(f.k_state + at, n) * dh);
+    } else {
+      store<S>(dz, load(k, n) * dh, n);
+    }
+  }
+
+  void run() {
+    for (Size i = 0; i < scratch(); i++) c[i] = 0;
+    const bool lstm = f.kind == kLstm;
+    for (Size r = 0; r < rows; r++) {
+      for (Size u = 0; u < f.hidden; u++) {
+        const Size at = (first + r) * f.hidden + u;
+        if (lstm) c[r * padded + u] = f.d_final_c[at];
+        h[0][r * padded + u] = f.d_final_h[at];
+        if (f.reset) {
+          if (lstm) f.d_fresh_c[at] = 0;
+          f.d_fresh_h[at] = 0;
+        }
+      }
+    }
+    for (Size step = f.steps - 1; step >= 0; step--) back(f.reverse ? f.steps - 1 - step : step);
+    for (Size r = 0; r < rows; r++) {
+      for (Size u = 0; u < f.hidden; u++) {
+        const Size at = (first + r) * f.hidden + u;
+        if (lstm) f.d_start_c[at] = c[r * padded + u];
+        f.d_start_h[at] = h[0][r * padded + u];
+      }
+    }
+  }
+
+  void back(Size t) {
+    for (Size r = 0; r < rows; r++) {
+      const Size row = t * f.batch + first + r;
+      const bool valid = !f.valid || f.valid[row];
+      for (Size u = 0; u < f.hidden; u += W) {
+        const Size n = least(W, f.hidden - u), at = row * f.hidden + u, local = r * padded + u;
+        Vec<S> dh = load(h[0] + local);
+        if (valid || f.states) dh += load(f.d_h + at, n);
+        if (f.d_c) store<S>(c + local, load(c + local) + load(f.d_c + at, n));
+        if (valid) {
+          cell(row, local, u, dh);
+        } else {
+          for (Size g = 0; g < wide; g += f.hidden) store(f.dz + row * wide + g + u, Vec<S>{}, n);
+          store(h[0] + local, dh);
+        }
+      }
+    }
+    product(t);
+    for (Size r = 0; r < rows; r++) {
+      const Size row = t * f.batch + first + r;
+      if (f.valid && !f.valid[row]) {  // not by a product with zeros: W_h may hold an infinity
+        for (Size u = 0; u < f.hidden; u++) h[1][r * padded + u] = h[0][r * padded + u];
+      }
+      if (f.reset && f.reset[row]) {
+        for (Size u = 0; u < f.hidden; u++) {
+          const Size at = (first + r) * f.hidden + u, local = r * padded + u;
+          f.d_fresh_h[at] += h[1][local];
+          h[1][local] = 0;
+          if (f.kind != kLstm) continue;
+          f.d_fresh_c[at] += c[local];
+          c[local] = 0;
+        }
+      }
+    }
+    S* swapped = h[0];
+    h[0] = h[1];
+    h[1] = swapped;
+  }
+
+  // dh = dz W_hT, to h[1]; the GRU's h has a way of its own beside, which lies in h[0].
+  void product(Size t) const {
+    const S* dz = f.dz + (t * f.batch + first) * wide;
+    const bool gru = f.kind == kGru;
+    // Of the GRU's four, the third does not see h.
+    const Factor<S> head = {dz, wide, gru ? 2 * f.hidden : wide};
+    const Factor<S> tail = {gru ? dz + 3 * f.hidden : dz, gru ? wide : 0, gru ? f.hidden : 0};
+    const Size step = 2 * W * depth();
+    for (Size block = 0; block < blocks();) {
+      const Size several = panels_at_once(rows), count = block + several <= blocks() ? several : 1;
+      const Place<const S> from = gru ? Place<const S>{h[0] + block * 2 * W, padded, 2 * W} : Place<const S>{zero, 0, 0};
+      multiply<S>(rows, count, head, tail, f.packed + block * step, step, from,
+                  {h[1] + block * 2 * W, padded, 2 * W});
+      block += count;
+    }
+  }
+};
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The weights' gradient aT dz, over all steps and rows: a part is two vectors of columns. Sums run over some rows in
+// registers and are then added to the whole, which is two levels of a sum by halves.
+
+constexpr Size kGradientRows = 256;
+
+template <typename S, int R>
+void outer_tile(const S* a, Size a_stride, Size rows, const S* panel, S* out, Size out_stride, Size n) {
+  constexpr Size W = Simd<S>::width;
+  Vec<S> sum[R][2] = {};
+  for (Size k = 0; k < rows; k++, a += a_stride, panel += 2 * W) {
+    const Vec<S> w0 = load(panel), w1 = load(panel + W);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) {
+      const Vec<S> ar = fill<S>(a[r]);
+      sum[r][0] += ar * w0;
+      sum[r][1] += ar * w1;
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; r++) {
+    S* to = out + r * out_stride;
+    store<S>(to, load(to, n) + sum[r][0], n);
+    if (n > W) store<S>(to + W, load(to + W, n - W) + sum[r][1], n - W);
+  }
+}
+
+template <typename S>
+void gradient(const Gradient<S>& g, Size part, S* scratch) {
+  constexpr Size W = Simd<S>::width;
+  using Outer = void (*)(const S*, Size, Size, const S*, S*, Size, Size);
+  static constexpr Outer tiles[kRows] = {outer_tile<S, 1>, outer_tile<S, 2>, outer_tile<S, 3>,
+                                         outer_tile<S, 4>, outer_tile<S, 5>, outer_tile<S, 6>};
+  const Size from = part * 2 * W, n = least(2 * W, g.columns - from);
+  for (Size k = 0; k < g.depth; k++) {
+    for (Size j = 0; j < n; j++) g.out[k * g.out_stride + from + j] = 0;
+  }
+  for (Size row = 0; row < g.rows; row += kGradientRows) {
+    const Size rows = least(kGradientRows, g.rows - row);
+    for (Size r = 0; r < rows; r++) {
+      const S* dz = g.dz + (row + r) * g.dz_stride + from;
+      store(scratch + r * 2 * W, load(dz, n));
+      store(scratch + r * 2 * W + W, n > W ? load(dz + W, n - W) : Vec<S>{});
+    }
+    for (Size k = 0; k < g.depth; k += kRows) {
+      const Size height = least(kRows, g.depth - k);
+      tiles[height - 1](g.a + row * g.a_stride + k, g.a_stride, rows, scratch, g.out + k * g.out_stride + from,
+                        g.out_stride, n);
+    }
+  }
+}
+
+// The sum of dz over its rows, the biases' gradient.
+template <typename S>
+void sum(const Gradient<S>& g) {
+  constexpr Size W = Simd<S>::width;
+  for (Size u = 0; u < g.columns; u += W) {
+    const Size n = least(W, g.columns - u);
+    Vec<S> all{};
+    for (Size row = 0; row < g.rows; row += kGradientRows) {
+      Vec<S> some{};
+      for (Size r = row; r < least(row + kGradientRows, g.rows); r++) some += load(g.dz + r * g.dz_stride + u, n);
+      all += some;
+    }
+    store(g.out + u, all, n);
+  }
+}
+
+template <typename S>
+void functions(Size count, const S* z, S* value, S* slope, S* tanh, S* tanh_slope) {
+  constexpr Size W = Simd<S>::width;
+  for (Size i = 0; i < count; i += W) {
+    const Size n = least(W, count - i);
+    const Gate<S> s = sigmoid<S>(load(z + i, n)), t = hyperbolic<S>(load(z + i, n));
+    store(value + i, s.value, n);
+    store(slope + i, s.slope, n);
+    store(tanh + i, t.value, n);
+    store(tanh_slope + i, t.slope, n);
+  }
+}
+
+template <typename S>
+constexpr Kernels<S> kernels() {
+  using F = const Forward<S>&;
+  using T = const Transposed<S>&;
+  using G = const Gradient<S>&;
+  return {
+      [](F f) { return walk<S>(f, 0, 0, nullptr, [](auto w) { return w.packed(); }); },
+      [](F f) { return walk<S>(f, 0, 0, nullptr, [](auto w) { return w.blocks; }); },
+      [](F f, Size part) { walk<S>(f, 0, 0, nullptr, [=](auto w) { w.pack(part); }); },
+      [](F f, Size rows) { return walk<S>(f, 0, rows, nullptr, [](auto w) { return w.scratch(); }); },
+      [](F f, Size first, Size rows, S* s) { walk<S>(f, first, rows, s, [](auto w) { w.run(); }); },
+      [](F f) { return walk<S>(f, 0, 0, nullptr, [](auto w) { return w.blocks; }); },
+      [](F f, Size first, Size rows, S* s) { walk<S>(f, first, rows, s, [](auto w) { w.start(); }); },
+      [](F f, Size first, Size rows, S* s, Size step) { walk<S>(f, first, rows, s, [=](auto w) { w.begin(step); }); },
+      [](F f, Size first, Size rows, S* s, Size step, Size from, Size to) {
+        walk<S>(f, first, rows, s, [=](auto w) { w.units(step, from, to); });
+      },
+      [](F f, Size first, Size rows, S* s) { walk<S>(f, first, rows, s, [](auto w) { w.finish(); }); },
+      [](T f) { return Back<S>(f, 0, 0, nullptr).packed(); },
+      [](T f) { return Back<S>(f, 0, 0, nullptr).blocks(); },
+      [](T f, Size part) { Back<S>(f, 0, 0, nullptr).pack(part); },
+      [](T f, Size rows) { return Back<S>(f, 0, rows, nullptr).scratch(); },
+      [](T f, Size first, Size rows, S* s) { Back<S>(f, first, rows, s).run(); },
+      [](G g) { return up(g.columns, 2 * Simd<S>::width); },
+      [](G g) { return least(g.rows, kGradientRows) * 2 * Simd<S>::width; },
+      [](G g, Size part, S* s) { gradient<S>(g, part, s); },
+      [](G g) { sum<S>(g); },
+      [](Size count, const S* z, S* a, S* b, S* c, S* d) { functions<S>(count, z, a, b, c, d); },
+  };
+}
+
+}  // namespace
+}  // namespace LSTMJAX_TARGET
+
+#define LSTMJAX_JOIN(a, b) a##b
+#define LSTMJAX_NAME(a, b) LSTMJAX_JOIN(a, b)
+extern const Target LSTMJAX_NAME(target_, LSTMJAX_TARGET) = {LSTMJAX_TARGET::kernels<float>(),
+                                                            LSTMJAX_TARGET::kernels<double>()};
+
+}  // namespace lstmjax

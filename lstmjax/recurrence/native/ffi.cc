@@ -1,0 +1,353 @@
+// The handlers that XLA calls: what the arrays are, who computes which of their rows, and on which threads.
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <string>
+#include <thread>
+
+#include "plan.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace lstmjax {
+namespace {
+
+namespace ffi = xla::ffi;
+using Buffer = ffi::AnyBuffer;
+using Result = ffi::Result<ffi::AnyBuffer>;
+
+const Target& target() {
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+    return target_avx512;
+  }
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return target_avx2;
+#endif
+  return target_base;
+}
+
+template <typename S>
+const Kernels<S>& kernels() {
+  if constexpr (sizeof(S) == 4) {
+    return target().f32;
+  } else {
+    return target().f64;
+  }
+}
+
+template <typename S>
+class Scratch {
+ public:
+  explicit Scratch(Size count)
+      : data_(static_cast<S*>(::operator new(sizeof(S) * (count + 1), std::align_val_t(64)))) {}
+  ~Scratch() { ::operator delete(data_, std::align_val_t(64)); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  S* get() const { return data_; }
+
+ private:
+  S* data_;
+};
+
+// Work in parts that threads take one by one. A helper that the pool never starts takes none, and one that it starts late
+// finds none: whoever called works too, and waits for parts that were taken, never for a thread.
+class Job {
+ public:
+  Job(Size parts, std::function<void(Size)> work) : parts_(parts), work_(std::move(work)) {}
+
+  void help() {
+    for (Size part; (part = next_.fetch_add(1)) < parts_;) {
+      work_(part);
+      if (done_.fetch_add(1) + 1 == parts_) {
+        std::lock_guard<std::mutex> lock(mutex_);
+        finished_.notify_all();
+      }
+    }
+  }
+
+  void wait() {
+    for (int spins = 0; spins < 2000; spins++) {
+      if (done_.load() == parts_) return;
+    }
+    std::unique_lock<std::mutex> lock(mutex_);
+    finished_.wait(lock, [this] { return done_.load() == parts_; });
+  }
+
+ private:
+  const Size parts_;
+  const std::function<void(Size)> work_;  // what it refers to lives until all parts are done
+  std::atomic<Size> next_{0}, done_{0};
+  std::mutex mutex_;
+  std::condition_variable finished_;
+};
+
+class Threads {
+ public:
+  // `products`: how many multiplications there are in all. Below some, waking a thread costs more than it brings.
+  Threads(ffi::ThreadPool& pool, Size products) : pool_(pool) {
+    if (products > (Size(1) << 19)) count_ = std::max<Size>(1, pool.num_threads());
+  }
+
+  Size count() const { return count_; }
+
+  void run(Size parts, std::function<void(Size)> work) {
+    if (count_ == 1 || parts <= 1) {
+      for (Size part = 0; part < parts; part++) work(part);
+      return;
+    }
+    auto job = std::make_shared<Job>(parts, std::move(work));
+    for (Size n = 1; n < std::min(count_, parts); n++) pool_.Schedule([job] { job->help(); });
+    job->help();
+    job->wait();
+  }
+
+ private:
+  ffi::ThreadPool& pool_;
+  Size count_ = 1;
+};
+
+// How many rows a thread takes at once through all of time: as many as keep a panel of the weights busy, but all threads
+// the same.
+Size rows_at_once(Size batch, Size threads) {
+  constexpr Size kMost = 48;
+  Size parts = std::max<Size>(1, (batch + kMost - 1) / kMost);
+  parts = (parts + threads - 1) / threads * threads;
+  return std::max<Size>(1, (batch + parts - 1) / parts);
+}
+
+template <typename S>
+const S* data(const Buffer& buffer) {
+  return static_cast<const S*>(buffer.untyped_data());
+}
+
+template <typename S>
+S* data(Result& buffer) {
+  return static_cast<S*>(buffer->untyped_data());
+}
+
+// Null where an array was left out, which an empty one stands for.
+template <typename S>
+const S* optional(const Buffer& buffer) {
+  return buffer.element_count() ? data<S>(buffer) : nullptr;
+}
+
+template <typename S>
+S* optional(Result& buffer) {
+  return buffer->element_count() ? data<S>(buffer) : nullptr;
+}
+
+template <typename S>
+void forward(ffi::ThreadPool& pool, Forward<S> f) {
+  const Kernels<S>& k = kernels<S>();
+  const Size depth = f.inputs + f.hidden, wide = products(f.kind) * f.hidden;
+  Threads threads(pool, f.steps * f.batch * depth * wide);
+  Scratch<S> packed(k.packed(f));
+  f.packed = packed.get();
+  threads.run(k.pack_parts(f), [&](Size part) { k.pack(f, part); });
+  const Size rows = rows_at_once(f.batch, threads.count());
+  threads.run((f.batch + rows - 1) / rows, [&](Size part) {
+    const Size first = part * rows, count = std::min(rows, f.batch - first);
+    Scratch<S> scratch(k.scratch(f, count));
+    k.rows(f, first, count, scratch.get());
+  });
+}
+
+template <typename S>
+void transposed(ffi::ThreadPool& pool, Transposed<S> f) {
+  const Kernels<S>& k = kernels<S>();
+  Threads threads(pool, f.steps * f.batch * f.hidden * products(f.kind) * f.hidden);
+  Scratch<S> packed(k.back_packed(f));
+  f.packed = packed.get();
+  threads.run(k.back_pack_parts(f), [&](Size part) { k.back_pack(f, part); });
+  const Size rows = rows_at_once(f.batch, threads.count());
+  threads.run((f.batch + rows - 1) / rows, [&](Size part) {
+    const Size first = part * rows, count = std::min(rows, f.batch - first);
+    Scratch<S> scratch(k.back_scratch(f, count));
+    k.back_rows(f, first, count, scratch.get());
+  });
+}
+
+ffi::Error check(bool fits, const char* what) {
+  return fits ? ffi::Error::Success() : ffi::Error::InvalidArgument(std::string("lstmjax: ") + what);
+}
+
+// Calls with a number of the buffer's dtype.
+template <typename Call>
+ffi::Error by_dtype(const Buffer& buffer, Call call) {
+  if (buffer.element_type() == ffi::DataType::F32) return call(float()), ffi::Error::Success();
+  if (buffer.element_type() == ffi::DataType::F64) return call(double()), ffi::Error::Success();
+  return check(false, "wanted float32 or float64");
+}
+
+Size count(const Buffer& buffer) { return buffer.element_count(); }
+Size count(Result& buffer) { return buffer->element_count(); }
+
+ffi::Error Run(ffi::ThreadPool pool, Buffer x, Buffer w_x, Buffer w_h, Buffer b, Buffer start_c, Buffer start_h,
+               Buffer fresh_c, Buffer fresh_h, Buffer valid, Buffer reset, Result final_c, Result final_h, Result h,
+               Result c, Result k, Result k_state, Result k_c, Result h_before, Size kind, bool reverse, bool states) {
+  const auto shape = x.dimensions();
+  if (shape.size() != 3 || w_h.dimensions().size() != 2) return check(false, "wanted x [T, B, I] and w_h [H, N]");
+  const Size T = shape[0], B = shape[1], I = shape[2], H = w_h.dimensions()[0], all = T * B * H;
+  const bool lstm = kind == kLstm;
+  const auto either = [](Size n, Size wanted) { return n == 0 || n == wanted; };
+  if (count(w_x) != I * products(kind) * H || count(w_h) != H * products(kind) * H || count(b) != gates(kind) * H ||
+      count(start_h) != B * H || count(start_c) != (lstm ? B * H : 0) || !either(count(fresh_h), B * H) ||
+      count(fresh_c) != (lstm ? count(fresh_h) : 0) || !either(count(valid), T * B) || !either(count(reset), T * B) ||
+      (count(reset) && count(fresh_h) != B * H) || count(final_h) != B * H || count(final_c) != (lstm ? B * H : 0) ||
+      count(h) != all || !either(count(c), lstm ? all : 0) || !either(count(k), gates(kind) * all) ||
+      count(h_before) * gates(kind) != count(k) || count(k_state) != (kind == kLstm || kind == kGru ? count(h_before) : 0) ||
+      count(k_c) != (lstm ? count(h_before) : 0)) {
+    return check(false, "the shapes of the forward recurrence do not fit one another");
+  }
+  return by_dtype(x, [&](auto zero) {
+    using S = decltype(zero);
+    forward<S>(pool, {kind, T, B, I, H, reverse, states, data<S>(x), data<S>(w_x), data<S>(w_h), data<S>(b),
+                      data<S>(start_c), data<S>(start_h), data<S>(fresh_c), data<S>(fresh_h), optional<bool>(valid),
+                      optional<bool>(reset), data<S>(final_c), data<S>(final_h), data<S>(h), optional<S>(c),
+                      optional<S>(k), optional<S>(k_state), optional<S>(k_c), optional<S>(h_before), nullptr});
+  });
+}
+
+ffi::Error RunBack(ffi::ThreadPool pool, Buffer k, Buffer k_state, Buffer k_c, Buffer w_h, Buffer d_h, Buffer d_c,
+                   Buffer d_final_c, Buffer d_final_h, Buffer valid, Buffer reset, Result dz, Result d_start_c,
+                   Result d_start_h, Result d_fresh_c, Result d_fresh_h, Size kind, bool reverse, bool states) {
+  const auto shape = d_h.dimensions();
+  if (shape.size() != 3) return check(false, "wanted cotangents [T, B, H]");
+  const Size T = shape[0], B = shape[1], H = shape[2], all = T * B * H, wide = gates(kind);
+  const bool lstm = kind == kLstm;
+  const auto either = [](Size n, Size wanted) { return n == 0 || n == wanted; };
+  if (count(k) != wide * all || count(k_state) != (wide == 4 ? all : 0) || count(k_c) != (lstm ? all : 0) ||
+      count(w_h) != H * products(kind) * H || !either(count(d_c), lstm ? all : 0) || count(d_final_h) != B * H ||
+      count(d_final_c) != (lstm ? B * H : 0) || !either(count(valid), T * B) || !either(count(reset), T * B) ||
+      count(dz) != wide * all || count(d_start_h) != B * H || count(d_start_c) != (lstm ? B * H : 0) ||
+      (count(reset) && count(d_fresh_h) != B * H) || count(d_fresh_c) != (lstm ? count(d_fresh_h) : 0)) {
+    return check(false, "the shapes of the transposed recurrence do not fit one another");
+  }
+  return by_dtype(k, [&](auto zero) {
+    using S = decltype(zero);
+    transposed<S>(pool, {kind, T, B, H, reverse, states, data<S>(k), data<S>(k_state), data<S>(k_c), data<S>(w_h),
+                         data<S>(d_h), optional<S>(d_c), data<S>(d_final_c), data<S>(d_final_h), optional<bool>(valid),
+                         optional<bool>(reset), data<S>(dz), data<S>(d_start_c), data<S>(d_start_h),
+                         data<S>(d_fresh_c), data<S>(d_fresh_h), nullptr});
+  });
+}
+
+ffi::Error RunGradient(ffi::ThreadPool pool, Buffer x, Buffer h, Buffer dz, Result d_w_x, Result d_w_h, Result d_b,
+                       Size kind) {
+  if (x.dimensions().size() != 2 || h.dimensions().size() != 2) return check(false, "wanted x [R, I] and h [R, H]");
+  const Size rows = x.dimensions()[0], I = x.dimensions()[1], H = h.dimensions()[1];
+  const Size wide = gates(kind) * H, width = products(kind) * H;
+  if (h.dimensions()[0] != rows || count(dz) != rows * wide || count(d_w_x) != I * width ||
+      count(d_w_h) != H * width || count(d_b) != wide) {
+    return check(false, "the shapes of the weights' gradients do not fit one another");
+  }
+  return by_dtype(x, [&](auto zero) {
+    using S = decltype(zero);
+    const Kernels<S>& kernel = kernels<S>();
+    Threads threads(pool, rows * wide * (I + H));
+    const S* z = data<S>(dz);
+    // The last third of the GRU's W_h belongs to the last quarter of dz.
+    const bool gru = kind == kGru;
+    const Size head = gru ? 2 * H : width;
+    const Gradient<S> products[3] = {
+        {rows, I, width, I, wide, data<S>(x), z, data<S>(d_w_x), width},
+        {rows, H, head, H, wide, data<S>(h), z, data<S>(d_w_h), width},
+        {rows, H, width - head, H, wide, data<S>(h), z + (gru ? 3 * H : 0), data<S>(d_w_h) + (gru ? head : 0), width}};
+    const Gradient<S> sum = {rows, 1, wide, 0, wide, nullptr, z, data<S>(d_b), wide};
+    Size ends[3], all = 0;
+    for (int n = 0; n < 3; n++) ends[n] = all += kernel.gradient_parts(products[n]);
+    threads.run(all + 1, [&](Size part) {
+      if (part == all) return kernel.sum(sum);
+      const int n = part < ends[0] ? 0 : part < ends[1] ? 1 : 2;
+      Scratch<S> scratch(kernel.gradient_scratch(products[n]));
+      kernel.gradient(products[n], part - (n ? ends[n - 1] : 0), scratch.get());
+    });
+  });
+}
+
+ffi::Error RunFunctions(Buffer z, Result sigmoid, Result sigmoid_slope, Result tanh, Result tanh_slope) {
+  for (Result* result : {&sigmoid, &sigmoid_slope, &tanh, &tanh_slope}) {
+    if (count(*result) != count(z)) return check(false, "the shapes of the functions do not fit one another");
+  }
+  return by_dtype(z, [&](auto zero) {
+    using S = decltype(zero);
+    kernels<S>().functions(count(z), data<S>(z), data<S>(sigmoid), data<S>(sigmoid_slope), data<S>(tanh),
+                           data<S>(tanh_slope));
+  });
+}
+
+}  // namespace
+}  // namespace lstmjax
+
+#define LSTMJAX_HANDLER(name, ...)                                                              \
+  extern "C" __attribute__((visibility("default"))) XLA_FFI_Error* name(XLA_FFI_CallFrame*);    \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(name, __VA_ARGS__)
+
+LSTMJAX_HANDLER(lstmjax_forward, lstmjax::Run,
+                xla::ffi::Ffi::Bind()
+                    .Ctx<xla::ffi::ThreadPool>()
+                    .Arg<xla::ffi::AnyBuffer>()  // x
+                    .Arg<xla::ffi::AnyBuffer>()  // w_x
+                    .Arg<xla::ffi::AnyBuffer>()  // w_h
+                    .Arg<xla::ffi::AnyBuffer>()  // b
+                    .Arg<xla::ffi::AnyBuffer>()  // start_c
+                    .Arg<xla::ffi::AnyBuffer>()  // start_h
+                    .Arg<xla::ffi::AnyBuffer>()  // fresh_c
+                    .Arg<xla::ffi::AnyBuffer>()  // fresh_h
+                    .Arg<xla::ffi::AnyBuffer>()  // valid
+                    .Arg<xla::ffi::AnyBuffer>()  // reset
+                    .Ret<xla::ffi::AnyBuffer>()  // final_c
+                    .Ret<xla::ffi::AnyBuffer>()  // final_h
+                    .Ret<xla::ffi::AnyBuffer>()  // h
+                    .Ret<xla::ffi::AnyBuffer>()  // c
+                    .Ret<xla::ffi::AnyBuffer>()  // k
+                    .Ret<xla::ffi::AnyBuffer>()  // k_state
+                    .Ret<xla::ffi::AnyBuffer>()  // k_c
+                    .Ret<xla::ffi::AnyBuffer>()  // h_before
+                    .Attr<int64_t>("kind")
+                    .Attr<bool>("reverse")
+                    .Attr<bool>("states"));
+
+LSTMJAX_HANDLER(lstmjax_transposed, lstmjax::RunBack,
+                xla::ffi::Ffi::Bind()
+                    .Ctx<xla::ffi::ThreadPool>()
+                    .Arg<xla::ffi::AnyBuffer>()  // k
+                    .Arg<xla::ffi::AnyBuffer>()  // k_state
+                    .Arg<xla::ffi::AnyBuffer>()  // k_c
+                    .Arg<xla::ffi::AnyBuffer>()  // w_h
+                    .Arg<xla::ffi::AnyBuffer>()  // d_h
+                    .Arg<xla::ffi::AnyBuffer>()  // d_c
+                    .Arg<xla::ffi::AnyBuffer>()  // d_final_c
+                    .Arg<xla::ffi::AnyBuffer>()  // d_final_h
+                    .Arg<xla::ffi::AnyBuffer>()  // valid
+                    .Arg<xla::ffi::AnyBuffer>()  // reset
+                    .Ret<xla::ffi::AnyBuffer>()  // dz
+                    .Ret<xla::ffi::AnyBuffer>()  // d_start_c
+                    .Ret<xla::ffi::AnyBuffer>()  // d_start_h
+                    .Ret<xla::ffi::AnyBuffer>()  // d_fresh_c
+                    .Ret<xla::ffi::AnyBuffer>()  // d_fresh_h
+                    .Attr<int64_t>("kind")
+                    .Attr<bool>("reverse")
+                    .Attr<bool>("states"));
+
+LSTMJAX_HANDLER(lstmjax_gradient, lstmjax::RunGradient,
+                xla::ffi::Ffi::Bind()
+                    .Ctx<xla::ffi::ThreadPool>()
+                    .Arg<xla::ffi::AnyBuffer>()  // x
+                    .Arg<xla::ffi::AnyBuffer>()  // h
+                    .Arg<xla::ffi::AnyBuffer>()  // dz
+                    .Ret<xla::ffi::AnyBuffer>()  // d_w_x
+                    .Ret<xla::ffi::AnyBuffer>()  // d_w_h
+                    .Ret<xla::ffi::AnyBuffer>()  // d_b
+                    .Attr<int64_t>("kind"));
+
+LSTMJAX_HANDLER(lstmjax_functions, lstmjax::RunFunctions,
+                xla::ffi::Ffi::Bind()
+                    .Arg<xla::ffi::AnyBuffer>()   // z
+                    .Ret<xla::ffi::AnyBuffer>()   // sigmoid
+                    .Ret<xla::ffi::AnyBuffer>()   // its slope
+                    .Ret<xla::ffi::AnyBuffer>()   // tanh
+                    .Ret<xla::ffi::AnyBuffer>());  // its slope

@@ -1,0 +1,259 @@
+// Vectors, the accurate sigma and tanh, and the micro-kernel, written once over the width of a vector.
+//
+// Every instruction set compiles this file into a namespace of its own, and nothing here is shared with another or with
+// the C++ library: the linker may keep one copy of a shared inline function, and it must not be another processor's.
+#pragma once
+
+#include "plan.h"
+
+namespace lstmjax {
+namespace LSTMJAX_TARGET {
+namespace {
+
+#define INLINE inline __attribute__((always_inline))
+
+template <typename S>
+struct Simd;
+
+template <>
+struct Simd<float> {
+  using Bits = std::uint32_t;
+  static constexpr Size width = LSTMJAX_BYTES / sizeof(float);
+  typedef float Vec __attribute__((vector_size(LSTMJAX_BYTES)));
+  typedef std::uint32_t Mask __attribute__((vector_size(LSTMJAX_BYTES)));
+};
+
+template <>
+struct Simd<double> {
+  using Bits = std::uint64_t;
+  static constexpr Size width = LSTMJAX_BYTES / sizeof(double);
+  typedef double Vec __attribute__((vector_size(LSTMJAX_BYTES)));
+  typedef std::uint64_t Mask __attribute__((vector_size(LSTMJAX_BYTES)));
+};
+
+template <typename S>
+using Vec = typename Simd<S>::Vec;
+
+template <typename S>
+INLINE Vec<S> load(const S* p) {
+  Vec<S> v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+
+template <typename S>
+INLINE void store(S* p, Vec<S> v) {
+  __builtin_memcpy(p, &v, sizeof v);
+}
+
+// The first n numbers of a vector, into an array that may end there.
+template <typename S>
+INLINE void store(S* p, Vec<S> v, Size n) {
+  if (n >= Simd<S>::width) {
+    store(p, v);
+  } else {
+    for (Size i = 0; i < n; i++) p[i] = v[i];
+  }
+}
+
+// The other way round, zero beyond.
+template <typename S>
+INLINE Vec<S> load(const S* p, Size n) {
+  if (n >= Simd<S>::width) return load(p);
+  Vec<S> v{};
+  for (Size i = 0; i < n; i++) v[i] = p[i];
+  return v;
+}
+
+template <typename S>
+INLINE Vec<S> fill(S a) {
+  return a - Vec<S>{};
+}
+
+INLINE Size least(Size a, Size b) { return a < b ? a : b; }
+INLINE Size most(Size a, Size b) { return a > b ? a : b; }
+INLINE Size up(Size a, Size b) { return (a + b - 1) / b; }
+
+// ---------------------------------------------------------------------------------------------------------------------
+// sigma and tanh. With e^y = 2^n (1 + p), p = e^r - 1 for |r| <= log(2) / 2, both e^y and e^y - 1 keep all their digits:
+// (2^n - 1) + 2^n p does not cancel where y <= 0, since there n = 0 leaves p alone. A NaN stays one.
+
+template <typename S>
+struct Exponential;
+
+// Minimax in the relative error of p: e^r - 1 = r + r^2 (q0 + q1 r + ...), to 3e-10 and 2e-17.
+template <>
+struct Exponential<float> {
+  static constexpr float least = -104, per_log2 = 1.44269504f, high = 0.69140625f, low = 0.00174093056f;
+  static constexpr float round = 0x1.8p23f;  // added and taken away, it leaves a whole number
+  static constexpr int exponent = 23, bias = 127, terms = 6;
+  static constexpr float q[terms] = {0.5000000042f, 0.16666666811f, 0.04166636653f,
+                                     0.00833327421f, 0.00139402844f, 0.000199136008f};
+};
+
+template <>
+struct Exponential<double> {
+  static constexpr double least = -745, per_log2 = 1.4426950408889634074;
+  static constexpr double high = 0.6931471803691238164901733, low = 1.9082149292705878161e-10;
+  static constexpr double round = 0x1.8p52;
+  static constexpr int exponent = 52, bias = 1023, terms = 10;
+  static constexpr double q[terms] = {
+      0.50000000000000045781,   0.16666666666666684203,    0.041666666666582061377, 0.008333333333315657201,
+      0.0013888888930170967173, 0.00019841269900898388956, 2.4801506691285582614e-5, 2.755722973920940668e-6,
+      2.7625545414661395579e-7, 2.5113942953407914605e-8};
+};
+
+// e^y and e^y - 1 for y <= 0; 0 and -1 where e^y is below the least normal number.
+template <typename S>
+INLINE void exponential(Vec<S> y, Vec<S>& exp, Vec<S>& less_one) {
+  using E = Exponential<S>;
+  using Mask = typename Simd<S>::Mask;
+  y = y < E::least ? fill<S>(E::least) : y;
+  Vec<S> shifted = y * E::per_log2 + E::round;
+  Vec<S> n = shifted - E::round;
+  n = n < S(-E::bias) ? fill<S>(-E::bias) : n;  // 2^n is then 0, in the bits below too
+  Vec<S> r = (y - n * E::high) - n * E::low;
+  Vec<S> q = fill<S>(E::q[E::terms - 1]);
+#pragma GCC unroll 16
+  for (int i = E::terms - 2; i >= 0; i--) q = q * r + E::q[i];
+  Vec<S> p = r + (r * r) * q;
+  Vec<S> whole = n + E::round;
+  Mask bits;
+  __builtin_memcpy(&bits, &whole, sizeof bits);
+  bits = (bits + typename Simd<S>::Bits(E::bias)) << E::exponent;
+  Vec<S> scale;
+  __builtin_memcpy(&scale, &bits, sizeof scale);
+  exp = scale + scale * p;
+  less_one = (scale - S(1)) + scale * p;
+}
+
+template <typename S>
+INLINE Vec<S> magnitude(Vec<S> z) {
+  typename Simd<S>::Mask bits;
+  __builtin_memcpy(&bits, &z, sizeof bits);
+  bits &= typename Simd<S>::Bits(-1) >> 1;
+  __builtin_memcpy(&z, &bits, sizeof z);
+  return z;
+}
+
+template <typename S>
+INLINE Vec<S> with_sign_of(Vec<S> value, Vec<S> z) {
+  typename Simd<S>::Mask bits, sign;
+  __builtin_memcpy(&bits, &value, sizeof bits);
+  __builtin_memcpy(&sign, &z, sizeof sign);
+  bits |= sign & ~(typename Simd<S>::Bits(-1) >> 1);
+  __builtin_memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+template <typename S>
+struct Gate {
+  Vec<S> value, other, slope;  // of sigma, `other` is sigma(-z)
+};
+
+// sigma(z), sigma(-z) and sigma'(z) = sigma(z) sigma(-z), with one exponential and one division.
+template <typename S>
+INLINE Gate<S> sigmoid(Vec<S> z) {
+  Vec<S> e, unused;
+  exponential<S>(-magnitude<S>(z), e, unused);
+  Vec<S> large = S(1) / (S(1) + e), small = e * large;
+  auto positive = z >= S(0);
+  return {positive ? large : small, positive ? small : large, large * small};
+}
+
+// tanh(z) = (1 - e) / (1 + e) and tanh'(z) = 4 e / (1 + e)^2, where e = e^(-2|z|).
+template <typename S>
+INLINE Gate<S> hyperbolic(Vec<S> z) {
+  Vec<S> e, less_one;
+  exponential<S>(S(-2) * magnitude<S>(z), e, less_one);
+  Vec<S> over = S(1) / (S(2) + less_one);
+  return {with_sign_of<S>(-less_one * over, z), Vec<S>{}, S(4) * ((e * over) * over)};
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The micro-kernel: R rows times P panels of two vectors each, all sums in registers. Each number is one chain of
+// additions over the depth, in the same order whatever R and P are, so that bits depend on neither.
+
+constexpr Size kRows = 6;
+
+// The left factor: rows of so many numbers, this far apart.
+template <typename S>
+struct Factor {
+  const S* a;
+  Size stride, depth;
+};
+
+// Where the sums begin, or go: the distance from row to row, and from panel to panel.
+template <typename P>
+struct Place {
+  P* at;
+  Size row, panel;
+};
+
+template <typename S, int R, int P>
+void tile(Factor<S> first, Factor<S> second, const S* panel, Size panel_step, Place<const S> from, Place<S> to) {
+  constexpr Size W = Simd<S>::width;
+  Vec<S> sum[P][R][2];
+#pragma GCC unroll 8
+  for (int p = 0; p < P; p++) {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) {
+      const S* begin = from.at + r * from.row + p * from.panel;
+      sum[p][r][0] = load(begin);
+      sum[p][r][1] = load(begin + W);
+    }
+  }
+  const Factor<S> factors[2] = {first, second};
+  for (const Factor<S>& factor : factors) {
+    const S* a = factor.a;
+    for (Size k = 0; k < factor.depth; k++, panel += 2 * W) {
+#pragma GCC unroll 8
+      for (int p = 0; p < P; p++) {
+        const Vec<S> w0 = load(panel + p * panel_step), w1 = load(panel + p * panel_step + W);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++) {
+          const Vec<S> ar = fill<S>(a[r * factor.stride + k]);
+          sum[p][r][0] += ar * w0;
+          sum[p][r][1] += ar * w1;
+        }
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int p = 0; p < P; p++) {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) {
+      S* end = to.at + r * to.row + p * to.panel;
+      store(end, sum[p][r][0]);
+      store(end + W, sum[p][r][1]);
+    }
+  }
+}
+
+// How many panels are taken at once: few rows are few chains, and the processor wants eight or more.
+INLINE Size panels_at_once(Size rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
+
+template <typename S>
+using Tile = void (*)(Factor<S>, Factor<S>, const S*, Size, Place<const S>, Place<S>);
+
+// Any number of rows, in tiles of about the same height, times `panels` panels: 1, or panels_at_once(rows).
+template <typename S>
+void multiply(Size rows, Size panels, Factor<S> first, Factor<S> second, const S* panel, Size panel_step,
+                     Place<const S> from, Place<S> to) {
+  static constexpr Tile<S> one[kRows] = {tile<S, 1, 1>, tile<S, 2, 1>, tile<S, 3, 1>,
+                                         tile<S, 4, 1>, tile<S, 5, 1>, tile<S, 6, 1>};
+  static constexpr Tile<S> several[3] = {tile<S, 1, 4>, tile<S, 2, 2>, tile<S, 3, 2>};
+  const Size tiles = up(rows, kRows);
+  for (Size n = 0, r = 0; n < tiles; n++) {
+    const Size height = (rows - r + tiles - n - 1) / (tiles - n);
+    const Factor<S> f = {first.a + r * first.stride, first.stride, first.depth};
+    const Factor<S> s = {second.a + r * second.stride, second.stride, second.depth};
+    (panels > 1 ? several : one)[height - 1](f, s, panel, panel_step, {from.at + r * from.row, from.row, from.panel},
+                                             {to.at + r * to.row, to.row, to.panel});
+    r += height;
+  }
+}
+
+}  // namespace
+}  // namespace LSTMJAX_TARGET
+}  // namespace lstmjax

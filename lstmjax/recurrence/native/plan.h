@@ -1,0 +1,89 @@
+// What a call asks for: shared by the handlers, which know XLA, and by the kernels, which know the processor.
+#pragma once
+
+#include <cstdint>
+
+namespace lstmjax {
+
+using Size = std::int64_t;
+
+enum Kind : Size { kLstm, kGru, kRnn, kRelu };
+
+// How many pre-activations of a unit there are, z = [B, gates * H].
+constexpr Size gates(Size kind) { return kind == kLstm || kind == kGru ? 4 : 1; }
+// How many gates read x, and as many read h: two of the GRU's pre-activations are one product apart.
+constexpr Size products(Size kind) { return kind == kGru ? 3 : gates(kind); }
+
+// The forward recurrence. Arrays are [T, B, ...] or [B, ...], row by row; one that is not wanted is null.
+template <typename S>
+struct Forward {
+  Size kind, steps, batch, inputs, hidden;
+  bool reverse, states;
+  const S *x, *w_x, *w_h, *b, *start_c, *start_h, *fresh_c, *fresh_h;
+  const bool *valid, *reset;
+  S *final_c, *final_h, *h, *c;
+  S *k, *k_state, *k_c, *h_before;  // the coefficients: all of them or none
+  S* packed;
+};
+
+// The transpose of the linear recurrence.
+template <typename S>
+struct Transposed {
+  Size kind, steps, batch, hidden;
+  bool reverse, states;
+  const S *k, *k_state, *k_c, *w_h, *d_h, *d_c, *d_final_c, *d_final_h;
+  const bool *valid, *reset;
+  S *dz, *d_start_c, *d_start_h, *d_fresh_c, *d_fresh_h;
+  S* packed;
+};
+
+// out [rows, columns] of a block: the weights' gradient aT dz.
+template <typename S>
+struct Gradient {
+  Size rows, depth, columns, a_stride, dz_stride;
+  const S *a, *dz;
+  S* out;
+  Size out_stride;
+};
+
+// The kernels of one instruction set. Sizes are in numbers, not bytes; scratch and packed are aligned to 64 bytes.
+template <typename S>
+struct Kernels {
+  Size (*packed)(const Forward<S>&);
+  Size (*pack_parts)(const Forward<S>&);
+  void (*pack)(const Forward<S>&, Size part);
+  Size (*scratch)(const Forward<S>&, Size rows);
+  void (*rows)(const Forward<S>&, Size first, Size rows, S* scratch);
+  // The same step by step, for threads that share the units of one step: begin, then units(part) for all parts.
+  Size (*parts)(const Forward<S>&);
+  void (*start)(const Forward<S>&, Size first, Size rows, S* scratch);
+  void (*begin)(const Forward<S>&, Size first, Size rows, S* scratch, Size step);
+  void (*units)(const Forward<S>&, Size first, Size rows, S* scratch, Size step, Size from, Size to);
+  void (*finish)(const Forward<S>&, Size first, Size rows, S* scratch);
+
+  Size (*back_packed)(const Transposed<S>&);
+  Size (*back_pack_parts)(const Transposed<S>&);
+  void (*back_pack)(const Transposed<S>&, Size part);
+  Size (*back_scratch)(const Transposed<S>&, Size rows);
+  void (*back_rows)(const Transposed<S>&, Size first, Size rows, S* scratch);
+
+  Size (*gradient_parts)(const Gradient<S>&);
+  Size (*gradient_scratch)(const Gradient<S>&);
+  void (*gradient)(const Gradient<S>&, Size part, S* scratch);
+  void (*sum)(const Gradient<S>&);
+
+  void (*functions)(Size count, const S* z, S* sigmoid, S* sigmoid_slope, S* tanh, S* tanh_slope);
+};
+
+struct Target {
+  Kernels<float> f32;
+  Kernels<double> f64;
+};
+
+extern const Target target_base;
+#if defined(__x86_64__)
+extern const Target target_avx2;
+extern const Target target_avx512;
+#endif
+
+}  // namespace lstmjax

@@ -1,0 +1,162 @@
+"""The kernels for CPU against the scan: values, coefficients, the transpose, and the accuracy of sigma and tanh."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lstmjax
+from lstmjax.recurrence import native
+from lstmjax.recurrence.parts import take_apart
+from lstmjax.recurrence.scan import Timeline, plain_scan
+from tests.cells import compiled, problem, same
+
+pytestmark = pytest.mark.skipif(not native.available(), reason=str(native.why_not()))
+
+TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
+
+
+def cell_of(kind, hidden):
+    return {
+        "lstm": lstmjax.lstm, "gru": lstmjax.gru, "rnn": lstmjax.rnn,
+        "relu": lambda size: lstmjax.rnn(size, activation=jax.nn.relu),
+    }[kind](hidden)  # fmt: skip
+
+
+def weights_of(params):
+    b = params.b if not hasattr(params, "b_n") else jnp.concatenate([params.b, params.b_n])
+    return params.w_x, params.w_h, b
+
+
+def of_weights(kind, params, d_w_x, d_w_h, d_b):
+    hidden = params.w_h.shape[0]
+    parts = (d_b[: 3 * hidden], d_b[3 * hidden :]) if kind == "gru" else (d_b,)
+    return type(params)(d_w_x, d_w_h, *parts)
+
+
+def flags(shape, seed):
+    rng = np.random.default_rng(seed)
+    return jnp.asarray(rng.random(shape) < 0.7), jnp.asarray(rng.random(shape) < 0.3)
+
+
+def both_ways(kind, shape, hidden, dtype, *, masked=False, reverse=False, states=False):
+    """All that the kernels return and the gradients they make, and the same of a plain scan."""
+    cell = cell_of(kind, hidden)
+    params, xs, start = problem(cell, shape, dtype=dtype)
+    fresh = jax.tree.map(lambda s: s[::-1] * 0.5 + 0.25, start) if masked else None
+    valid, reset = flags(shape[:2], 3) if masked else (None, None)
+    d_record = jax.tree.map(
+        lambda s: jnp.asarray(np.random.default_rng(5).normal(size=(shape[0], *s.shape)), dtype), start
+    )
+    d_record = d_record if states else d_record.h
+    d_final = jax.tree.map(lambda s: jnp.cos(s), start)
+    options = {"valid": valid, "reset": reset, "reverse": reverse, "states": states}
+
+    def here(params, start, fresh, xs):
+        weights = weights_of(params)
+        plain = native.forward(kind, xs, weights, tuple(start), fresh=fresh and tuple(fresh), **options)[:2]
+        final, record, (coefficients, h_before) = native.forward(
+            kind, xs, weights, tuple(start), fresh=fresh and tuple(fresh), emit=True, **options
+        )
+        dz, d_start, d_fresh = native.transposed(
+            kind, coefficients, params.w_h, tuple(d_record) if states else d_record, tuple(d_final), **options
+        )
+        d_params = of_weights(kind, params, *native.weight_gradients(kind, xs, h_before, dz))
+        by_x = dz if kind != "gru" else dz[..., : 3 * hidden]
+        return plain, (final, record), (d_params, d_start, d_fresh, by_x @ params.w_x.T)
+
+    def there(params, start, fresh, xs):
+        def way(params, start, fresh, xs):
+            record = (lambda state, y: state) if states else (lambda state, y: y)
+            final, kept = plain_scan(cell.step, record, reverse, None, params, start, fresh, Timeline(xs, valid, reset))
+            return tuple(final), tuple(kept) if states else kept
+
+        out, back = jax.vjp(way, params, start, fresh, xs)
+        d_params, d_start, d_fresh, d_xs = back((tuple(d_final), tuple(d_record) if states else d_record))
+        return out, out, (d_params, tuple(d_start), fresh and tuple(d_fresh), d_xs)
+
+    return compiled(lambda *args: (here(*args), there(*args)), params, start, fresh, xs)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("kind", native.KINDS)
+def test_values_and_gradients_are_those_of_the_scan(x64, kind, dtype):
+    ours, theirs = both_ways(kind, (6, 7, 3), 19, dtype)
+    same(ours, theirs, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize(("reverse", "states"), [(False, False), (True, True)])
+@pytest.mark.parametrize("kind", native.KINDS)
+def test_skipped_steps_and_resets(x64, kind, reverse, states):
+    ours, theirs = both_ways(kind, (9, 4, 3), 10, "float64", masked=True, reverse=reverse, states=states)
+    same(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("shape", "hidden"),
+    [((50, 1, 3), 17), ((3, 2, 1), 40), ((5, 3, 0), 4), ((0, 3, 2), 4), ((4, 0, 2), 4), ((2, 100, 5), 3), ((1, 1, 1), 1)],
+)
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_every_shape(x64, kind, shape, hidden):
+    ours, theirs = both_ways(kind, shape, hidden, "float64", reverse=True)
+    same(ours, theirs)
+
+
+@pytest.mark.parametrize("kind", native.KINDS)
+def test_coefficients_are_those_of_the_parts(x64, kind):
+    cell = cell_of(kind, 6)
+    params, xs, start = problem(cell, (1, 3, 2))
+    parts = take_apart(cell.step, params, start, xs[0])
+
+    def ways(params, xs, start):
+        _, _, (coefficients, h) = native.forward(kind, xs, weights_of(params), tuple(start), emit=True)
+        z = cell.step.z(cell.step.pack(params), xs[0], start.h)
+        return (jax.tree.map(lambda a: a[0], coefficients), h[0]), (parts.linearise(z, start)[1], start.h)
+
+    same(*compiled(ways, params, xs, start))
+
+
+def test_a_nan_stays_in_its_row(x64):
+    cell = cell_of("lstm", 5)
+    params, xs, start = problem(cell, (3, 8, 2))
+    xs = xs.at[1, 2, 0].set(jnp.nan)
+    _, ys, _ = native.forward("lstm", xs, weights_of(params), tuple(start))
+    assert np.array_equal(np.isnan(ys).any(-1), np.arange(8) == 2) is False  # step 0 is before it
+    assert np.isnan(ys[1:, 2]).all()
+    assert not np.isnan(np.delete(np.asarray(ys), 2, axis=1)).any()
+
+
+def ulps(value, exact):
+    """The distance in units of the last place of the exact value."""
+    return np.abs(value.astype(exact.dtype) - exact) / np.spacing(np.abs(exact).astype(value.dtype)).astype(exact.dtype)
+
+
+def test_sigma_and_tanh_keep_their_digits_at_both_ends():
+    """Over every 61st float32 from 1e-30 to 104 of both signs: values to 2.5 ulp and slopes to 6, where normal."""
+    low, high = np.float32([1e-30, 104]).view(np.int32)
+    z = np.arange(low, high, 61, dtype=np.int32).view(np.float32)
+    z = np.concatenate([-z, z])
+    exact_z = z.astype(np.float64)
+    e = np.exp(-np.abs(exact_z))
+    large, small = 1 / (1 + e), e / (1 + e)
+    e2 = np.exp(-2 * np.abs(exact_z))
+    wanted = (
+        (np.where(z >= 0, large, small), 2.5),
+        (large * small, 6),
+        (np.tanh(exact_z), 2.5),
+        (4 * e2 / (1 + e2) ** 2, 6),
+    )
+    for got, (exact, bound) in zip(jax.jit(native.functions)(z), wanted, strict=True):
+        normal = np.abs(exact) > 2 * np.finfo(np.float32).tiny
+        assert ulps(np.asarray(got)[normal], exact[normal]).max() <= bound
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_sigma_and_tanh_at_special_values(x64, dtype):
+    z = np.array([0, -0.0, np.inf, -np.inf, np.nan, 1e4, -1e4], dtype)
+    got = [np.asarray(a) for a in jax.jit(native.functions)(z)]
+    np.testing.assert_array_equal(got[0], np.array([0.5, 0.5, 1, 0, np.nan, 1, 0], dtype))
+    np.testing.assert_array_equal(got[1], np.array([0.25, 0.25, 0, 0, np.nan, 0, 0], dtype))
+    np.testing.assert_array_equal(got[2], np.array([0, -0.0, 1, -1, np.nan, 1, -1], dtype))
+    np.testing.assert_array_equal(np.signbit(got[2]), np.signbit(np.tanh(z)))
+    np.testing.assert_array_equal(got[3], np.array([1, 1, 0, 0, np.nan, 0, 0], dtype))
