@@ -13,14 +13,23 @@ import jax
 
 from lstmjax.cells.base import Cell
 from lstmjax.checks import whole_number
-from lstmjax.recurrence import cudnn
+from lstmjax.recurrence import cpu, cudnn
 from lstmjax.recurrence.inputs import Sequence, as_sequence, prepare, time_and_batch
 from lstmjax.recurrence.linear import linear_scan
 from lstmjax.recurrence.parts import Parts, Plan, take_apart
-from lstmjax.recurrence.scan import first_step, in_blocks, over_time, plain_scan, whole_blocks
+from lstmjax.recurrence.scan import (
+    first_step,
+    in_blocks,
+    over_time,
+    plain_scan,
+    record_output,
+    record_state,
+    record_states,
+    whole_blocks,
+)
 from lstmjax.typing import Key, Params, State
 
-Implementation = Literal["fused", "scan", "cudnn"] | None
+Implementation = Literal["fused", "native", "scan", "cudnn"] | None
 
 
 def unroll(
@@ -58,9 +67,11 @@ def unroll(
             in the backward pass: less memory, about one more forward pass.
         scan_unroll: how many steps the compiled loop holds in its body, as in ``lax.scan``; chosen unless given.
         implementation: ``"fused"``, the recurrence and its transpose of :mod:`lstmjax.recurrence.linear`, for a step
-            in two parts (:class:`~lstmjax.cells.base.Recurrence`); ``"scan"``, the step under ``lax.scan``, for any
+            in two parts (:class:`~lstmjax.cells.base.Recurrence`); ``"native"``, the same in C++ on a CPU, for the
+            requests :mod:`lstmjax.recurrence.cpu` can serve; ``"scan"``, the step under ``lax.scan``, for any
             cell, and bit for bit the same however a sequence is cut; ``"cudnn"``, NVIDIA's, for the requests
-            :mod:`lstmjax.recurrence.cudnn` can serve; None: ``"fused"`` where the step allows it, else ``"scan"``.
+            :mod:`lstmjax.recurrence.cudnn` can serve; None: ``"native"`` where the program is compiled for one CPU
+            and the kernels are there, else ``"fused"`` where the step allows it, else ``"scan"``.
             Values and derivatives agree to rounding.
 
     Returns:
@@ -148,24 +159,6 @@ def _no_init(key: Key, input_size: int, dtype: Any = None) -> Params:
     raise TypeError("this cell draws no parameters")
 
 
-def record_output(state: State, y: Any) -> Any:
-    """What :func:`unroll` keeps of a step."""
-    del state
-    return y
-
-
-def record_state(state: State, y: Any) -> State:
-    """What :func:`state_history` keeps of a step."""
-    del y
-    return state
-
-
-def record_states(state: State, y: Any) -> State:
-    """The same; and :func:`run` adds the state before the first step."""
-    del y
-    return state
-
-
 @partial(jax.jit, static_argnames=("cell", "record", "reverse", "implementation", "remat_block", "scan_unroll"))
 def run(
     cell: Cell,
@@ -187,7 +180,12 @@ def run(
     if parts is None:
         scan = partial(plain_scan, cell.step, record, reverse, scan_unroll, params)
     else:
-        scan = partial(linear_scan, Plan(parts, record, reverse, scan_unroll), params)
+        plan = Plan(parts, record, reverse, scan_unroll, implementation)
+        if implementation == "native" and (why := cpu.why_not(plan, (params, start, fresh, timeline))):
+            raise ValueError(
+                f"implementation is 'native', which cannot run this: {why}; wanted None, 'fused' or 'scan'"
+            )
+        scan = partial(linear_scan, plan, params)
 
     def block(state, part):
         return scan(state, fresh, part)
@@ -208,15 +206,17 @@ def choose(cell: Cell, implementation: Implementation, params: Params, state: St
     """The parts an unroll runs on, or None where it runs on the step.
 
     Raises:
-        ValueError: ``"fused"`` is asked for, and the step cannot be taken apart.
+        ValueError: ``"fused"`` or ``"native"`` is asked for, and the step cannot be taken apart.
     """
     if implementation == "scan":
         return None
     parts = take_apart(cell.step, params, state, first_step(xs))
     if isinstance(parts, Parts):
         return parts
-    if implementation == "fused":
-        raise ValueError(f"implementation is 'fused', which cannot run this cell: {parts}; wanted None or 'scan'")
+    if implementation is not None:
+        raise ValueError(
+            f"implementation is {implementation!r}, which cannot run this cell: {parts}; wanted None or 'scan'"
+        )
     return None
 
 
@@ -227,8 +227,10 @@ def _run_cudnn(cell: Cell, params: Params, sequence: Sequence, *, reverse: bool)
 
 
 def _options(implementation: Implementation, remat_block: Any, scan_unroll: Any) -> dict[str, Any]:
-    if implementation not in (None, "fused", "scan"):
-        raise ValueError(f"implementation is {implementation!r}; wanted None, 'fused', 'scan' or, to unroll, 'cudnn'")
+    if implementation not in (None, "fused", "native", "scan"):
+        raise ValueError(
+            f"implementation is {implementation!r}; wanted None, 'fused', 'native', 'scan' or, to unroll, 'cudnn'"
+        )
     sizes = {"remat_block": remat_block, "scan_unroll": scan_unroll}
     whole = {name: None if value is None else whole_number(name, value) for name, value in sizes.items()}
     return {"implementation": implementation, **whole}

@@ -10,8 +10,7 @@ from lstmjax import gradients
 from lstmjax.recurrence import accelerator, linear, platforms
 from lstmjax.recurrence.inputs import Sequence, prepare
 from lstmjax.recurrence.parts import Parts, Plan, take_apart
-from lstmjax.recurrence.scan import first_step
-from lstmjax.unroll import record_output, record_state
+from lstmjax.recurrence.scan import first_step, record_output, record_state
 from tests.cells import compiled, problem, same
 
 
@@ -57,7 +56,7 @@ def both(cell, record, *, reverse=False, **data):
             tangents = (along[0][0], jax.tree.map(jnp.cos, start), None if fresh is None else fresh, along[0][1])
 
             def tangent(tangents, platform=platform, kept=kept):
-                return linear.linear(plan, platform)((arguments, kept), tangents)
+                return linear.linear(plan, on_accelerator=platform is not None)((arguments, kept), tangents)
 
             out = tangent(tangents)
             pulled = jax.linear_transpose(tangent, tangents)(jax.tree.map(jnp.sin, out))

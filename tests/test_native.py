@@ -94,7 +94,15 @@ def test_skipped_steps_and_resets(x64, kind, reverse, states):
 
 @pytest.mark.parametrize(
     ("shape", "hidden"),
-    [((50, 1, 3), 17), ((3, 2, 1), 40), ((5, 3, 0), 4), ((0, 3, 2), 4), ((4, 0, 2), 4), ((2, 100, 5), 3), ((1, 1, 1), 1)],
+    [
+        ((50, 1, 3), 17),
+        ((3, 2, 1), 40),
+        ((5, 3, 0), 4),
+        ((0, 3, 2), 4),
+        ((4, 0, 2), 4),
+        ((2, 100, 5), 3),
+        ((1, 1, 1), 1),
+    ],
 )
 @pytest.mark.parametrize("kind", ["lstm", "gru"])
 def test_every_shape(x64, kind, shape, hidden):

@@ -22,7 +22,7 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array
 
-from lstmjax.recurrence import accelerator
+from lstmjax.recurrence import accelerator, cpu
 from lstmjax.recurrence.parts import Parts, Plan
 from lstmjax.recurrence.platforms import by_platform
 from lstmjax.recurrence.scan import Timeline, first_step, in_blocks, kept, restored
@@ -63,16 +63,35 @@ def _linear_scan_jvp(plan, primals, tangents):
     )
     if not jax.tree.leaves(moving):
         return (final, recorded), jax.tree.map(_zeros_like, (final, recorded))
-    out = by_platform(partial(linear, plan), (primals, kept_of_steps), moving)
+    out = by_platform(partial(_linear_on, plan), (primals, kept_of_steps), moving)
     return (final, recorded), out
 
 
-def _forward_on(plan: Plan, platform: str | None) -> Callable:
-    return (forward if platform is None else accelerator.forward)(plan)
+def _forward_on(plan: Plan, platform: str | None) -> Callable | None:
+    return _on(plan, platform, forward(plan), cpu.forward, accelerator.forward)
 
 
-def _linearised_forward_on(plan: Plan, platform: str | None) -> Callable:
-    return (linearised_forward if platform is None else accelerator.linearised_forward)(plan)
+def _linearised_forward_on(plan: Plan, platform: str | None) -> Callable | None:
+    return _on(plan, platform, linearised_forward(plan), cpu.linearised_forward, accelerator.linearised_forward)
+
+
+def _linear_on(plan: Plan, platform: str | None) -> Callable | None:
+    return _on(plan, platform, linear(plan), cpu.linear, lambda plan: linear(plan, on_accelerator=True))
+
+
+def _on(plan: Plan, platform: str | None, anywhere: Callable, on_cpu: Callable, elsewhere: Callable) -> Callable | None:
+    """A platform's way out of its candidates; None where it has none of its own.
+
+    Raises:
+        ValueError: the C++ kernels are asked for, and the platform is no CPU.
+    """
+    if platform is None:
+        return anywhere
+    if platform == "cpu":
+        return None if cpu.kind_of(plan) is None else on_cpu(plan, anywhere)
+    if plan.implementation == "native":
+        raise ValueError(f"implementation is 'native', and the program is lowered for {platform}; wanted it for a CPU")
+    return elsewhere(plan)
 
 
 def forward(plan: Plan) -> Callable:
@@ -114,7 +133,7 @@ def linearised_forward(plan: Plan) -> Callable:
     return run
 
 
-def linear(plan: Plan, platform: str | None) -> Callable:
+def linear(plan: Plan, *, on_accelerator: bool = False) -> Callable:
     """The linear recurrence, ``((arguments, kept), tangents of the arguments) -> (d_final, d_recorded)``.
 
     A tangent that is zero is None.
@@ -131,7 +150,9 @@ def linear(plan: Plan, platform: str | None) -> Callable:
         )
         weights, d_weights = jax.jvp(step.pack, (params,), (d_params,))
         width = pre_shape(parts, weights, timeline.x, start)
-        scan = partial(lax.scan, reverse=plan.reverse, unroll=plan.scan_unroll or loop_unroll(width, platform))
+        scan = partial(
+            lax.scan, reverse=plan.reverse, unroll=plan.scan_unroll or loop_unroll(width, on_accelerator=on_accelerator)
+        )
 
         # What the backward pass wants of these products is x joined to h, for dW. That is a copy of what is kept
         # anyway: rematerialised, it is made again block by block, in cache, and not kept for all T.
@@ -167,7 +188,7 @@ def linear(plan: Plan, platform: str | None) -> Callable:
             return d_state, d_recorded
 
         # On an accelerator the whole sequence is one block: there, few and large products win.
-        block = block_length(width) if platform is None else None
+        block = None if on_accelerator else block_length(width)
         d_x = jax.tree.leaves(d_x, is_leaf=lambda t: t is None)
         return in_blocks(linear_block, d_start, (kept_of_steps, timeline, d_x), block, plan.reverse)
 
@@ -198,9 +219,9 @@ def pre_shape(parts: Parts, weights: Any, xs: Any, state: State) -> Shape:
     return (steps, *z.shape)
 
 
-def loop_unroll(shape: Shape, platform: str | None = None) -> int:
+def loop_unroll(shape: Shape, *, on_accelerator: bool = False) -> int:
     """How many steps the loops of a differentiated scan hold, for pre-activations ``[T, *B, N]``."""
-    few = platform is not None or math.prod(_stand_in(shape[1:])) <= SMALL_STEP_ELEMENTS
+    few = on_accelerator or math.prod(_stand_in(shape[1:])) <= SMALL_STEP_ELEMENTS
     return accelerator.UNROLL if few and isinstance(shape[0], int) else 1
 
 

@@ -137,12 +137,14 @@ class Plan(NamedTuple):
         record: ``(state, y) -> what is kept of the step``, linear.
         reverse: whether to run from the last step to the first.
         scan_unroll: as in ``lax.scan``; None: each way to run it decides.
+        implementation: ``"fused"``, ``"native"`` or None, as for :func:`lstmjax.unroll`.
     """
 
     parts: Parts
     record: Callable[[State, Any], Any]
     reverse: bool
     scan_unroll: int | None
+    implementation: str | None = None
 
 
 def take_apart(step: Any, params: Params, state: State, x: Any) -> Parts | str:

@@ -7,6 +7,7 @@ platform, it is traced again in that platform's own way. All ways return the sam
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,24 +18,21 @@ from jax.interpreters import ad, batching, mlir
 Way = Callable[..., Sequence[Any]]
 """A computation from arrays to a list of arrays."""
 
-Ways = Callable[[str | None], Way]
-"""The way of a platform, one of :data:`PLATFORMS`; of None the one that serves everywhere."""
-
-PLATFORMS = "cuda", "rocm", "tpu"
-"""Those that have ways of their own."""
+Ways = Callable[[str | None], Any]
+"""The :data:`Way` of a platform, or None where it has none of its own; of None the one that serves everywhere."""
 
 
-def by_platform(ways: Callable[[str | None], Callable], fixed: Any, moving: Any = ()) -> Any:
+def by_platform(ways: Ways, fixed: Any, moving: Any = ()) -> Any:
     """What ``ways(platform)(fixed, moving)`` returns, for the platform the program will run on.
 
     Args:
         ways: a platform's way to compute it, a pure function that closes over no traced value; None is asked for the
-            way that serves everywhere.
+            way that serves everywhere. A platform without one of its own returns None.
         fixed: any pytree of arrays.
         moving: any pytree of arrays; where it is not empty, the computation is linear in it, and is transposed so.
 
     >>> twice = {None: lambda x, _: x + x, "cuda": lambda x, _: 2 * x}
-    >>> jax.jit(lambda x: by_platform(lambda platform: twice.get(platform, twice[None]), x))(3.0)
+    >>> jax.jit(lambda x: by_platform(twice.get, x))(3.0)
     Array(6., dtype=float32, weak_type=True)
     """
     if jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]
@@ -43,12 +41,14 @@ def by_platform(ways: Callable[[str | None], Callable], fixed: Any, moving: Any 
     made = []
 
     def flat(platform):
+        own = ways(platform)
+
         def way(*leaves):
-            returned, returned_tree = jax.tree.flatten(ways(platform)(*tree.unflatten(leaves)))
+            returned, returned_tree = jax.tree.flatten(own(*tree.unflatten(leaves)))
             made.append(returned_tree)
             return returned
 
-        return way
+        return None if own is None else way
 
     # The precision set where the computation stands; where another way is traced, another may be set.
     precision = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
@@ -67,7 +67,12 @@ def _bind(ways: Ways, operands: Sequence[Any], fixed: int, precision: Any) -> Se
 
 def _transformed(transform: Callable[[Way], Way], program: ClosedJaxpr, ways: Ways) -> Ways:
     """Every way, transformed; of the one that serves everywhere the program is at hand."""
-    return lambda platform: transform(jaxpr_as_fun(program) if platform is None else ways(platform))
+
+    def transformed(platform):
+        way = jaxpr_as_fun(program) if platform is None else ways(platform)
+        return None if way is None else transform(way)
+
+    return transformed
 
 
 @_chosen.def_impl
@@ -81,7 +86,12 @@ def _abstract(*operands: ShapedArray, program: ClosedJaxpr, **_: Any) -> Sequenc
 
 
 def _batch(operands, axes, *, program: ClosedJaxpr, ways: Ways, fixed: int, precision: Any):
-    batched = _transformed(lambda way: jax.vmap(way, in_axes=tuple(axes)), program, ways)
+    # On a CPU a way is a kernel, which takes no further axis.
+    others = _transformed(lambda way: jax.vmap(way, in_axes=tuple(axes)), program, ways)
+
+    def batched(platform):
+        return None if platform == "cpu" else others(platform)
+
     returned = _bind(batched, operands, fixed, precision)
     return returned, [0] * len(returned)
 
@@ -136,20 +146,32 @@ def _transpose(cotangents, *operands, program: ClosedJaxpr, ways: Ways, fixed: i
 ad.primitive_transposes[_chosen] = _transpose
 
 
+@partial(mlir.lower_fun, multiple_results=True)
 def _as_traced(*operands: Any, program: ClosedJaxpr, **_: Any) -> Sequence[Any]:
     return jaxpr_as_fun(program)(*operands)
 
 
-mlir.register_lowering(_chosen, mlir.lower_fun(_as_traced, multiple_results=True))
+def _lower(platform: str, ctx: Any, *operands: Any, ways: Ways, precision: Any, **how: Any) -> Any:
+    way = None if platform == "cpu" and not _for_one_cpu(ctx.module_context) else ways(platform)
+    if way is None:
+        return _as_traced(ctx, *operands, **how)
 
-
-def _on(platform: str) -> Callable:
-    def lowered(*operands: Any, program: ClosedJaxpr, ways: Ways, fixed: int, precision: Any) -> Sequence[Any]:
+    def lowered(*operands):
         with jax.default_matmul_precision(precision):
-            return ways(platform)(*operands)
+            return way(*operands)
 
-    return mlir.lower_fun(lowered, multiple_results=True)
+    return mlir.lower_fun(lowered, multiple_results=True)(ctx, *operands)
 
 
-for _platform in PLATFORMS:
-    mlir.register_lowering(_chosen, _on(_platform), platform=_platform)
+def _for_one_cpu(context: Any) -> bool:
+    """Whether a program is for one CPU of this process.
+
+    A kernel cannot be split over devices by XLA, nor put into a program that is to be read elsewhere; and a hand-written
+    transpose does not sum over the devices of a ``shard_map`` the cotangents of what all of them share.
+    """
+    return getattr(context.axis_context, "num_devices", None) == 1 and not context.lowering_parameters.for_export
+
+
+mlir.register_lowering(_chosen, _as_traced)
+for _platform in ("cpu", "cuda", "rocm", "tpu"):
+    mlir.register_lowering(_chosen, partial(_lower, _platform), platform=_platform)

@@ -27,6 +27,24 @@ class Timeline(NamedTuple):
     reset: Array | None
 
 
+def record_output(state: State, y: Any) -> Any:
+    """What :func:`~lstmjax.unroll` keeps of a step."""
+    del state
+    return y
+
+
+def record_state(state: State, y: Any) -> State:
+    """What :func:`~lstmjax.state_history` keeps of a step."""
+    del y
+    return state
+
+
+def record_states(state: State, y: Any) -> State:
+    """The same, where the state before the first step is added later."""
+    del y
+    return state
+
+
 def plain_scan(
     step: Callable,
     record: Callable[[State, Any], Any],
