@@ -129,7 +129,7 @@ def test_a_nan_stays_in_its_row(x64):
     params, xs, start = problem(cell, (3, 8, 2))
     xs = xs.at[1, 2, 0].set(jnp.nan)
     _, ys, _ = native.forward("lstm", xs, weights_of(params), tuple(start))
-    assert np.array_equal(np.isnan(ys).any(-1), np.arange(8) == 2) is False  # step 0 is before it
+    assert not np.isnan(ys[0]).any()
     assert np.isnan(ys[1:, 2]).all()
     assert not np.isnan(np.delete(np.asarray(ys), 2, axis=1)).any()
 
@@ -140,7 +140,7 @@ def ulps(value, exact):
 
 
 def test_sigma_and_tanh_keep_their_digits_at_both_ends():
-    """Over every 61st float32 from 1e-30 to 104 of both signs: values to 2.5 ulp and slopes to 6, where normal."""
+    """Every 61st float32 from 1e-30 to 104, both signs: 3 ulp, slopes 6, from 8 times the least normal number on."""
     low, high = np.float32([1e-30, 104]).view(np.int32)
     z = np.arange(low, high, 61, dtype=np.int32).view(np.float32)
     z = np.concatenate([-z, z])
@@ -149,13 +149,13 @@ def test_sigma_and_tanh_keep_their_digits_at_both_ends():
     large, small = 1 / (1 + e), e / (1 + e)
     e2 = np.exp(-2 * np.abs(exact_z))
     wanted = (
-        (np.where(z >= 0, large, small), 2.5),
+        (np.where(z >= 0, large, small), 3),
         (large * small, 6),
-        (np.tanh(exact_z), 2.5),
+        (np.tanh(exact_z), 3),
         (4 * e2 / (1 + e2) ** 2, 6),
     )
     for got, (exact, bound) in zip(jax.jit(native.functions)(z), wanted, strict=True):
-        normal = np.abs(exact) > 2 * np.finfo(np.float32).tiny
+        normal = np.abs(exact) > 8 * np.finfo(np.float32).tiny
         assert ulps(np.asarray(got)[normal], exact[normal]).max() <= bound
 
 
@@ -166,5 +166,22 @@ def test_sigma_and_tanh_at_special_values(x64, dtype):
     np.testing.assert_array_equal(got[0], np.array([0.5, 0.5, 1, 0, np.nan, 1, 0], dtype))
     np.testing.assert_array_equal(got[1], np.array([0.25, 0.25, 0, 0, np.nan, 0, 0], dtype))
     np.testing.assert_array_equal(got[2], np.array([0, -0.0, 1, -1, np.nan, 1, -1], dtype))
-    np.testing.assert_array_equal(np.signbit(got[2]), np.signbit(np.tanh(z)))
+    np.testing.assert_array_equal(np.signbit(got[2])[:4], np.signbit(z)[:4])
     np.testing.assert_array_equal(got[3], np.array([1, 1, 0, 0, np.nan, 0, 0], dtype))
+
+
+@pytest.mark.parametrize("kind", native.KINDS)
+def test_bits_depend_on_neither_the_batch_nor_how_it_is_split(kind):
+    """A row of a batch large enough for threads, and the same rows in smaller batches, which meet x ahead or not."""
+    cell = cell_of(kind, 40)
+    params, xs, start = problem(cell, (20, 130, 9), dtype=jnp.float32)
+
+    def run(rows):
+        part = jax.tree.map(lambda s: s[rows], start)
+        final, ys, emitted = native.forward(kind, xs[:, rows], weights_of(params), tuple(part), emit=True)
+        back = native.transposed(kind, emitted[0], params.w_h, ys, final)
+        return jax.tree.map(np.asarray, (ys, emitted, back[0]))
+
+    whole = run(slice(None))
+    for rows in (slice(0, 1), slice(7, 9), slice(50, 53), slice(20, 25), slice(90, 97)):
+        jax.tree.map(lambda a, b, rows=rows: np.testing.assert_array_equal(a[:, rows], b), whole, run(rows))

@@ -156,6 +156,7 @@ def transposed(
             c_like if fresh else empty,
             state if fresh else empty,
         ),
+        input_output_aliases={0: 0},  # dz lies where k lay, if nobody else wants that: less memory to page in
     )(
         k, k_state, k_c, w_h, d_h, d_c, *_pair(d_final, none), _flags(valid), _flags(reset),
         kind=np.int64(KINDS.index(kind)), reverse=reverse, states=states,
@@ -190,10 +191,10 @@ def functions(z: Array) -> tuple[Array, Array, Array, Array]:
     return tuple(_call("lstmjax_functions", (shape,) * 4)(z))
 
 
-def _call(name: str, shapes: tuple[jax.ShapeDtypeStruct, ...]) -> Any:
+def _call(name: str, shapes: tuple[jax.ShapeDtypeStruct, ...], **options: Any) -> Any:
     if (why := why_not()) is not None:
         raise RuntimeError(why)
-    return jax.ffi.ffi_call(name, shapes, vmap_method="sequential")
+    return jax.ffi.ffi_call(name, shapes, vmap_method="sequential", **options)
 
 
 def _gates(kind: str) -> int:

@@ -12,11 +12,12 @@ struct Column {
   int gate, bias, sub;
 };
 
-// i, f | g, o
+// i, f | g, o | i, f of the next units | g, o of the next units
 struct Lstm {
-  static constexpr int panels = 2, units = 1;
-  static constexpr Column columns[panels][2] = {{{0, 0, 0}, {1, 1, 0}}, {{2, 2, 0}, {3, 3, 0}}};
-  static constexpr bool by_x[panels] = {true, true}, by_h[panels] = {true, true};
+  static constexpr int panels = 4, units = 2;
+  static constexpr Column columns[panels][2] = {
+      {{0, 0, 0}, {1, 1, 0}}, {{2, 2, 0}, {3, 3, 0}}, {{0, 0, 1}, {1, 1, 1}}, {{2, 2, 1}, {3, 3, 1}}};
+  static constexpr bool by_x[panels] = {true, true, true, true}, by_h[panels] = {true, true, true, true};
 };
 
 // r, z | r, z of the next units | n's part of x, twice | n's part of h, twice
@@ -43,10 +44,11 @@ struct Spot {
 };
 
 template <bool emit, typename S>
-INLINE void activate(Lstm, int, const Spot<S>& at) {
+INLINE void activate(Lstm, int sub, const Spot<S>& at) {
   constexpr Size W = Simd<S>::width;
-  const Gate<S> i = sigmoid<S>(load(at.z)), f = sigmoid<S>(load(at.z + W));
-  const Gate<S> g = hyperbolic<S>(load(at.z + 2 * W)), o = sigmoid<S>(load(at.z + 3 * W));
+  const S* z = at.z + 4 * sub * W;
+  const Gate<S> i = sigmoid<S>(load(z)), f = sigmoid<S>(load(z + W));
+  const Gate<S> g = hyperbolic<S>(load(z + 2 * W)), o = sigmoid<S>(load(z + 3 * W));
   const Vec<S> before = load(at.c), c = f.value * before + i.value * g.value;
   const Gate<S> out = hyperbolic<S>(c);
   const Vec<S> h = o.value * out.value;
@@ -104,8 +106,6 @@ INLINE void activate(Rnn<relu>, int sub, const Spot<S>& at) {
 
 // From this many rows on, x and h are taken in one product. Fewer meet x ahead of the loop, some steps together.
 constexpr Size kAheadBelow = kRows, kAheadRows = 48;
-// Up to here every block of units has a place of its own for its pre-activations, so that threads may share a step.
-constexpr Size kShared = 12;
 
 template <typename S, typename Cell>
 struct Walk {
@@ -127,7 +127,7 @@ struct Walk {
     z = h[1] + rows * padded;
   }
 
-  Size scratch() const { return 3 * rows * padded + slot * (rows <= kShared ? blocks : 1); }
+  Size scratch() const { return 3 * rows * padded + slot * (ahead ? blocks : panels_at_once(rows)); }
 
   Size depth(int panel) const { return (Cell::by_x[panel] ? f.inputs : 0) + (Cell::by_h[panel] ? f.hidden : 0); }
 
@@ -210,7 +210,7 @@ struct Walk {
   }
 
   template <bool emit>
-  void units(Size step, Size from, Size to) const {
+  void units(Size step) const {
     const Size t = time(step), size = block_size();
     const S* old = h[step & 1];
     Size inside = 0;  // the step's place among those that met x together
@@ -218,10 +218,10 @@ struct Walk {
       const Size begun = step - step % ahead, count = least(ahead, f.steps - begun);
       inside = f.reverse ? count - 1 - (step - begun) : step - begun;
     }
-    const Size several = rows <= kShared ? panels_at_once(rows) : 1;
-    for (Size block = from; block < to;) {
-      const Size count = block + several <= to ? several : 1;
-      S* pre = z + (rows <= kShared ? block * slot : 0) + inside * rows * z_row;
+    const Size several = panels_at_once(rows);
+    for (Size block = 0; block < blocks;) {
+      const Size count = block + several <= blocks ? several : 1;
+      S* pre = z + (ahead ? block * slot : 0) + inside * rows * z_row;
       const S* panel = f.packed + block * size;
       for (int p = 0; p < Cell::panels; p++) {
         const Factor<S> none = {old, 0, 0};
@@ -274,8 +274,6 @@ struct Walk {
     }
   }
 
-  void units(Size step, Size from, Size to) const { f.k ? units<true>(step, from, to) : units<false>(step, from, to); }
-
   void finish() const {
     for (Size r = 0; r < rows; r++) {
       if (f.kind == kLstm) copy_out(f.final_c, c, r);
@@ -287,7 +285,7 @@ struct Walk {
     start();
     for (Size step = 0; step < f.steps; step++) {
       begin(step);
-      units(step, 0, blocks);
+      f.k ? units<true>(step) : units<false>(step);
     }
     finish();
   }
@@ -440,26 +438,28 @@ struct Back {
 };
 
 // ---------------------------------------------------------------------------------------------------------------------
-// The weights' gradient aT dz, over all steps and rows: a part is two vectors of columns. Sums run over some rows in
-// registers and are then added to the whole, which is two levels of a sum by halves.
+// The weights' gradient aT dz, over all steps and rows: a part is two vectors of columns. Rows are taken block by block,
+// a block of `a` packed for all parts; its sums run in registers and are then added to the whole, a sum of two levels.
 
 constexpr Size kGradientRows = 256;
 
-template <typename S, int R>
-void outer_tile(const S* a, Size a_stride, Size rows, const S* panel, S* out, Size out_stride, Size n) {
+// a: [rows, kRows] packed; panel: [rows, 2 W] packed; added to the first `height` rows and n columns of out.
+template <typename S>
+void outer_tile(Size rows, const S* a, const S* panel, S* out, Size out_stride, Size height, Size n) {
   constexpr Size W = Simd<S>::width;
-  Vec<S> sum[R][2] = {};
-  for (Size k = 0; k < rows; k++, a += a_stride, panel += 2 * W) {
+  Vec<S> sum[kRows][2] = {};
+  for (Size k = 0; k < rows; k++, a += kRows, panel += 2 * W) {
     const Vec<S> w0 = load(panel), w1 = load(panel + W);
 #pragma GCC unroll 8
-    for (int r = 0; r < R; r++) {
+    for (int r = 0; r < kRows; r++) {
       const Vec<S> ar = fill<S>(a[r]);
       sum[r][0] += ar * w0;
       sum[r][1] += ar * w1;
     }
   }
 #pragma GCC unroll 8
-  for (int r = 0; r < R; r++) {
+  for (int r = 0; r < kRows; r++) {
+    if (r >= height) break;
     S* to = out + r * out_stride;
     store<S>(to, load(to, n) + sum[r][0], n);
     if (n > W) store<S>(to + W, load(to + W, n - W) + sum[r][1], n - W);
@@ -467,26 +467,33 @@ void outer_tile(const S* a, Size a_stride, Size rows, const S* panel, S* out, Si
 }
 
 template <typename S>
-void gradient(const Gradient<S>& g, Size part, S* scratch) {
+void gradient(const Gradient<S>& g, Size from_part, Size to_part, S* scratch) {
   constexpr Size W = Simd<S>::width;
-  using Outer = void (*)(const S*, Size, Size, const S*, S*, Size, Size);
-  static constexpr Outer tiles[kRows] = {outer_tile<S, 1>, outer_tile<S, 2>, outer_tile<S, 3>,
-                                         outer_tile<S, 4>, outer_tile<S, 5>, outer_tile<S, 6>};
-  const Size from = part * 2 * W, n = least(2 * W, g.columns - from);
+  const Size from = from_part * 2 * W, to = least(to_part * 2 * W, g.columns);
+  S *panel = scratch, *packed = scratch + kGradientRows * 2 * W;
   for (Size k = 0; k < g.depth; k++) {
-    for (Size j = 0; j < n; j++) g.out[k * g.out_stride + from + j] = 0;
+    for (Size j = from; j < to; j++) g.out[k * g.out_stride + j] = 0;
   }
   for (Size row = 0; row < g.rows; row += kGradientRows) {
     const Size rows = least(kGradientRows, g.rows - row);
     for (Size r = 0; r < rows; r++) {
-      const S* dz = g.dz + (row + r) * g.dz_stride + from;
-      store(scratch + r * 2 * W, load(dz, n));
-      store(scratch + r * 2 * W + W, n > W ? load(dz + W, n - W) : Vec<S>{});
+      const S* a = g.a + (row + r) * g.a_stride;
+      for (Size k = 0; k < g.depth; k += kRows) {
+        S* at = packed + k * rows + r * kRows;
+        for (Size j = 0; j < kRows; j++) at[j] = k + j < g.depth ? a[k + j] : S(0);
+      }
     }
-    for (Size k = 0; k < g.depth; k += kRows) {
-      const Size height = least(kRows, g.depth - k);
-      tiles[height - 1](g.a + row * g.a_stride + k, g.a_stride, rows, scratch, g.out + k * g.out_stride + from,
-                        g.out_stride, n);
+    for (Size column = from; column < to; column += 2 * W) {
+      const Size n = least(2 * W, to - column);
+      for (Size r = 0; r < rows; r++) {
+        const S* dz = g.dz + (row + r) * g.dz_stride + column;
+        store(panel + r * 2 * W, load(dz, n));
+        store(panel + r * 2 * W + W, n > W ? load(dz + W, n - W) : Vec<S>{});
+      }
+      for (Size k = 0; k < g.depth; k += kRows) {
+        outer_tile<S>(rows, packed + k * rows, panel, g.out + k * g.out_stride + column, g.out_stride,
+                      least(kRows, g.depth - k), n);
+      }
     }
   }
 }
@@ -531,21 +538,14 @@ constexpr Kernels<S> kernels() {
       [](F f, Size part) { walk<S>(f, 0, 0, nullptr, [=](auto w) { w.pack(part); }); },
       [](F f, Size rows) { return walk<S>(f, 0, rows, nullptr, [](auto w) { return w.scratch(); }); },
       [](F f, Size first, Size rows, S* s) { walk<S>(f, first, rows, s, [](auto w) { w.run(); }); },
-      [](F f) { return walk<S>(f, 0, 0, nullptr, [](auto w) { return w.blocks; }); },
-      [](F f, Size first, Size rows, S* s) { walk<S>(f, first, rows, s, [](auto w) { w.start(); }); },
-      [](F f, Size first, Size rows, S* s, Size step) { walk<S>(f, first, rows, s, [=](auto w) { w.begin(step); }); },
-      [](F f, Size first, Size rows, S* s, Size step, Size from, Size to) {
-        walk<S>(f, first, rows, s, [=](auto w) { w.units(step, from, to); });
-      },
-      [](F f, Size first, Size rows, S* s) { walk<S>(f, first, rows, s, [](auto w) { w.finish(); }); },
       [](T f) { return Back<S>(f, 0, 0, nullptr).packed(); },
       [](T f) { return Back<S>(f, 0, 0, nullptr).blocks(); },
       [](T f, Size part) { Back<S>(f, 0, 0, nullptr).pack(part); },
       [](T f, Size rows) { return Back<S>(f, 0, rows, nullptr).scratch(); },
       [](T f, Size first, Size rows, S* s) { Back<S>(f, first, rows, s).run(); },
       [](G g) { return up(g.columns, 2 * Simd<S>::width); },
-      [](G g) { return least(g.rows, kGradientRows) * 2 * Simd<S>::width; },
-      [](G g, Size part, S* s) { gradient<S>(g, part, s); },
+      [](G g) { return kGradientRows * (2 * Simd<S>::width + up(g.depth, kRows) * kRows); },
+      [](G g, Size from, Size to, S* s) { gradient<S>(g, from, to, s); },
       [](G g) { sum<S>(g); },
       [](Size count, const S* z, S* a, S* b, S* c, S* d) { functions<S>(count, z, a, b, c, d); },
   };

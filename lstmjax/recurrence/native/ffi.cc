@@ -257,13 +257,15 @@ ffi::Error RunGradient(ffi::ThreadPool pool, Buffer x, Buffer h, Buffer dz, Resu
         {rows, H, head, H, wide, data<S>(h), z, data<S>(d_w_h), width},
         {rows, H, width - head, H, wide, data<S>(h), z + (gru ? 3 * H : 0), data<S>(d_w_h) + (gru ? head : 0), width}};
     const Gradient<S> sum = {rows, 1, wide, 0, wide, nullptr, z, data<S>(d_b), wide};
-    Size ends[3], all = 0;
-    for (int n = 0; n < 3; n++) ends[n] = all += kernel.gradient_parts(products[n]);
-    threads.run(all + 1, [&](Size part) {
-      if (part == all) return kernel.sum(sum);
-      const int n = part < ends[0] ? 0 : part < ends[1] ? 1 : 2;
-      Scratch<S> scratch(kernel.gradient_scratch(products[n]));
-      kernel.gradient(products[n], part - (n ? ends[n - 1] : 0), scratch.get());
+    // Each thread takes a stretch of columns of one product.
+    threads.run(3 * threads.count() + 1, [&](Size part) {
+      if (part == 3 * threads.count()) return kernel.sum(sum);
+      const Gradient<S>& g = products[part / threads.count()];
+      const Size n = part % threads.count(), parts = kernel.gradient_parts(g);
+      const Size from = parts * n / threads.count(), to = parts * (n + 1) / threads.count();
+      if (from == to) return;
+      Scratch<S> scratch(kernel.gradient_scratch(g));
+      kernel.gradient(g, from, to, scratch.get());
     });
   });
 }

@@ -167,7 +167,7 @@ INLINE Gate<S> hyperbolic(Vec<S> z) {
   Vec<S> e, less_one;
   exponential<S>(S(-2) * magnitude<S>(z), e, less_one);
   Vec<S> over = S(1) / (S(2) + less_one);
-  return {with_sign_of<S>(-less_one * over, z), Vec<S>{}, S(4) * ((e * over) * over)};
+  return {with_sign_of<S>((S(0) - less_one) * over, z), Vec<S>{}, S(4) * ((e * over) * over)};
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ struct Transposed {
   S* packed;
 };
 
-// out [rows, columns] of a block: the weights' gradient aT dz.
+// The weights' gradient aT dz, of a [rows, depth] and dz [rows, columns]: out [depth, columns].
 template <typename S>
 struct Gradient {
   Size rows, depth, columns, a_stride, dz_stride;
@@ -54,12 +54,6 @@ struct Kernels {
   void (*pack)(const Forward<S>&, Size part);
   Size (*scratch)(const Forward<S>&, Size rows);
   void (*rows)(const Forward<S>&, Size first, Size rows, S* scratch);
-  // The same step by step, for threads that share the units of one step: begin, then units(part) for all parts.
-  Size (*parts)(const Forward<S>&);
-  void (*start)(const Forward<S>&, Size first, Size rows, S* scratch);
-  void (*begin)(const Forward<S>&, Size first, Size rows, S* scratch, Size step);
-  void (*units)(const Forward<S>&, Size first, Size rows, S* scratch, Size step, Size from, Size to);
-  void (*finish)(const Forward<S>&, Size first, Size rows, S* scratch);
 
   Size (*back_packed)(const Transposed<S>&);
   Size (*back_pack_parts)(const Transposed<S>&);
@@ -69,7 +63,7 @@ struct Kernels {
 
   Size (*gradient_parts)(const Gradient<S>&);
   Size (*gradient_scratch)(const Gradient<S>&);
-  void (*gradient)(const Gradient<S>&, Size part, S* scratch);
+  void (*gradient)(const Gradient<S>&, Size from_part, Size to_part, S* scratch);
   void (*sum)(const Gradient<S>&);
 
   void (*functions)(Size count, const S* z, S* sigmoid, S* sigmoid_slope, S* tanh, S* tanh_slope);

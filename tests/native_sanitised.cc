@@ -1,0 +1,77 @@
+// Runs every kernel over many shapes, its arrays exactly as large as they must be, for the sanitisers to watch:
+//
+//   c++ -std=c++17 -g -O1 -fsanitize=address,undefined -fno-sanitize-recover=all -DLSTMJAX_TARGET=base \
+//       -DLSTMJAX_BYTES=16 -Wno-psabi -Ilstmjax/recurrence/native tests/native_sanitised.cc && ./a.out
+#include <cstdio>
+#include <memory>
+#include <vector>
+
+#include "cells.cc"
+
+using namespace lstmjax;
+using namespace lstmjax::LSTMJAX_TARGET;
+
+template <typename S>
+struct Arrays {
+  std::vector<std::unique_ptr<S[]>> all;
+  S* operator()(Size n) {
+    all.emplace_back(new S[n]);
+    for (Size i = 0; i < n; i++) all.back()[i] = S(i % 7) / 8 - S(0.3);
+    return all.back().get();
+  }
+};
+
+template <typename S>
+void run(Size kind, Size T, Size B, Size I, Size H, bool reverse, bool states, bool emit, bool flagged, Size at_once) {
+  const Kernels<S> k = kernels<S>();
+  Arrays<S> array;
+  Arrays<bool> flag;
+  const Size all = T * B * H, g = gates(kind), p = products(kind);
+  const bool lstm = kind == kLstm;
+  bool *valid = flagged ? flag(T * B) : nullptr, *reset = flagged ? flag(T * B) : nullptr;
+  for (Size i = 0; flagged && i < T * B; i++) valid[i] = i % 3, reset[i] = i % 4 == 1;
+  Forward<S> f = {kind, T, B, I, H, reverse, states, array(T * B * I), array(I * p * H), array(H * p * H), array(g * H),
+                  array(lstm ? B * H : 0), array(B * H), array(lstm ? B * H : 0), array(B * H), valid, reset,
+                  array(lstm ? B * H : 0), array(B * H), array(all), lstm && states ? array(all) : nullptr,
+                  emit ? array(g * all) : nullptr, emit && g == 4 ? array(all) : nullptr,
+                  emit && lstm ? array(all) : nullptr, emit ? array(all) : nullptr, nullptr};
+  f.packed = array(k.packed(f));
+  for (Size part = 0; part < k.pack_parts(f); part++) k.pack(f, part);
+  for (Size first = 0; first < B; first += at_once) {
+    const Size rows = least(at_once, B - first);
+    k.rows(f, first, rows, array(k.scratch(f, rows)));
+  }
+  if (!emit) return;
+  Transposed<S> t = {kind, T, B, H, reverse, states, f.k, f.k_state, f.k_c, f.w_h, f.h, f.c, array(lstm ? B * H : 0),
+                     array(B * H), valid, reset, array(g * all), array(lstm ? B * H : 0), array(B * H),
+                     array(lstm ? B * H : 0), array(B * H), nullptr};
+  t.packed = array(k.back_packed(t));
+  for (Size part = 0; part < k.back_pack_parts(t); part++) k.back_pack(t, part);
+  for (Size first = 0; first < B; first += at_once) {
+    const Size rows = least(at_once, B - first);
+    k.back_rows(t, first, rows, array(k.back_scratch(t, rows)));
+  }
+  for (const Gradient<S>& gradient : {Gradient<S>{T * B, I, p * H, I, g * H, f.x, t.dz, array(I * p * H), p * H},
+                                      Gradient<S>{T * B, H, p * H, H, g * H, f.h, t.dz, array(H * p * H), p * H}}) {
+    const Size parts = k.gradient_parts(gradient), half = parts / 2;
+    k.gradient(gradient, 0, half, array(k.gradient_scratch(gradient)));
+    k.gradient(gradient, half, parts, array(k.gradient_scratch(gradient)));
+  }
+  k.sum({T * B, 1, g * H, 0, g * H, nullptr, t.dz, array(g * H), g * H});
+  k.functions(all, f.h, array(all), array(all), array(all), array(all));
+}
+
+int main() {
+  Size count = 0;
+  for (Size kind : {kLstm, kGru, kRnn, kRelu})
+    for (Size T : {0, 1, 5, 60})
+      for (Size B : {0, 1, 2, 3, 5, 13})
+        for (Size I : {0, 1, 7})
+          for (Size H : {1, 3, 8, 17, 40})
+            for (int flags = 0; flags < 16; flags++) {
+              run<float>(kind, T, B, I, H, flags & 1, flags & 2, flags & 4, flags & 8, flags & 1 ? 4 : 64);
+              run<double>(kind, T, B, I, H, flags & 1, flags & 2, flags & 4, flags & 8, flags & 1 ? 4 : 64);
+              count += 2;
+            }
+  std::printf("%ld runs\n", long(count));
+}
