@@ -255,6 +255,37 @@ def test_rows_by_vmap_and_cells_of_functions(x64):
     same(rows((xs, masks)), want)
 
 
+def test_a_stack_draws_for_its_cells(x64):
+    noisy = variational_dropout(lstmjax.lstm(H), RATE)
+    layers = [(noisy, noisy), zoneout(lstmjax.gru(H), RATE)]
+    plain = [(lstmjax.lstm(H), lstmjax.lstm(H)), lstmjax.gru(H)]
+    xs = problem(noisy, SHAPE)[1]
+    ahead, back = problem(noisy, SHAPE, seed=1)[0], problem(noisy, SHAPE, seed=2)[0]
+    params = (ahead, back), problem(plain[1], (9, 3, 2 * H))[0]
+
+    def ways(key, params, xs):
+        return lstmjax.unroll_stack(layers, params, xs, dropout_key=key)[1]
+
+    def by_hand(key, params, xs):
+        keys = jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
+        both = [
+            unroll(*draw_masks(jax.random.fold_in(keys[0], n), noisy, params[0][n], xs), reverse=bool(n))[1]
+            for n in range(2)
+        ]
+        first = jnp.concatenate(both, axis=-1)
+        return unroll(*draw_masks(jax.random.fold_in(keys[1], 0), layers[1], params[1], first))[1]
+
+    got, want, other = compiled(
+        lambda *args: (ways(KEY, *args), by_hand(KEY, *args), ways(jax.random.key(8), *args)), params, xs
+    )
+    same(got, want)
+    assert np.abs(got - other).max() > 1e-3
+    calm = lstmjax.unroll_stack([layers[0], plain[1]], params, xs)[1]
+    np.testing.assert_array_equal(calm, lstmjax.unroll_stack(plain, params, xs)[1])
+    with pytest.raises(ValueError, match="wanted both, or, to evaluate, neither"):
+        lstmjax.unroll_stack(plain, params, xs, dropout_key=KEY)
+
+
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
