@@ -8,6 +8,8 @@
 * The GRU's kin: ``gru_reset_before``, ``mgu``, ``light_gru``, ``ugrnn``, ``fast_grnn``; with gates that read the input
   alone ``min_gru``, ``min_lstm``; with a candidate that does ``ran``, ``cfn``, ``star``, ``nbrc``
 * Other cells: ``ind_rnn``, ``leaky_rnn``, ``continuous_time_rnn``, ``antisymmetric_rnn``, ``co_rnn``, ``lem``
+* Wrappers over any cell: ``variational_dropout``, ``candidate_dropout``, ``zoneout``, ``weight_drop``, whose masks
+  ``draw_masks`` draws; ``learned_state``
 * Over time: ``unroll``, ``state_history``; in layers and directions, ``init_stack``, ``unroll_stack``
 * Gradients: :mod:`lstmjax.gradients`
 * Weights: :mod:`lstmjax.convert`, to and from other libraries
@@ -30,6 +32,7 @@ from lstmjax.cells import (
     CoRNNState,
     CoupledLSTMParams,
     FastGRNNParams,
+    Gated,
     GatedParams,
     GRUParams,
     GRUState,
@@ -37,6 +40,7 @@ from lstmjax.cells import (
     JANETParams,
     JANETState,
     LayerNormLSTMParams,
+    LearnedParams,
     LEMParams,
     LEMState,
     LSTM1997Params,
@@ -54,11 +58,13 @@ from lstmjax.cells import (
     SLSTMParams,
     SLSTMState,
     antisymmetric_rnn,
+    candidate_dropout,
     cfn,
     co_rnn,
     continuous_time_rnn,
     conv_lstm,
     coupled_lstm,
+    draw_masks,
     fast_grnn,
     gru,
     gru_reset_before,
@@ -67,6 +73,7 @@ from lstmjax.cells import (
     janet,
     layer_norm_lstm,
     leaky_rnn,
+    learned_state,
     lem,
     light_gru,
     lstm,
@@ -86,6 +93,9 @@ from lstmjax.cells import (
     slstm,
     star,
     ugrnn,
+    variational_dropout,
+    weight_drop,
+    zoneout,
 )
 from lstmjax.stack import init_stack, unroll_stack
 from lstmjax.unroll import state_history, unroll
@@ -102,6 +112,7 @@ __all__ = [
     "FastGRNNParams",
     "GRUParams",
     "GRUState",
+    "Gated",
     "GatedParams",
     "IndRNNParams",
     "JANETParams",
@@ -112,6 +123,7 @@ __all__ = [
     "LSTMParams",
     "LSTMState",
     "LayerNormLSTMParams",
+    "LearnedParams",
     "MGUParams",
     "MinimalParams",
     "MultiplicativeLSTMParams",
@@ -124,12 +136,14 @@ __all__ = [
     "SLSTMParams",
     "SLSTMState",
     "antisymmetric_rnn",
+    "candidate_dropout",
     "cfn",
     "co_rnn",
     "continuous_time_rnn",
     "conv_lstm",
     "convert",
     "coupled_lstm",
+    "draw_masks",
     "fast_grnn",
     "gates",
     "gradients",
@@ -142,6 +156,7 @@ __all__ = [
     "janet",
     "layer_norm_lstm",
     "leaky_rnn",
+    "learned_state",
     "lem",
     "light_gru",
     "lstm",
@@ -164,4 +179,7 @@ __all__ = [
     "ugrnn",
     "unroll",
     "unroll_stack",
+    "variational_dropout",
+    "weight_drop",
+    "zoneout",
 ]

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from lstmjax.cells.base import Cell, dtype_of
+from lstmjax.cells.wrappers import draw_masks
 from lstmjax.typing import Key, Params, State
 from lstmjax.unroll import unroll
 
@@ -75,8 +76,8 @@ def unroll_stack(
             the cells' own initial states unless given.
         dropout_rate: the share of each layer's outputs, the last layer's excepted, that is set to zero, the rest
             being scaled by 1/(1 − rate). One mask ``[T, *B, H]`` a layer, drawn outside the scan.
-        dropout_key: random key for the masks; wanted where the rate is above 0, and only there. To evaluate, leave
-            both out.
+        dropout_key: random key for the masks, those of cells with noise (:func:`~lstmjax.draw_masks`) included. It is
+            wanted where the rate is above 0, and allowed where a cell has noise. To evaluate, leave both out.
         **options: ``lengths``, ``mask``, ``resets``, ``remat_block`` and ``scan_unroll``, as for
             :func:`~lstmjax.unroll`, for every layer.
 
@@ -102,14 +103,16 @@ def unroll_stack(
     for name, given in (("params", params), ("state", state)):
         if len(given) != len(layers):
             raise ValueError(f"{name} has {len(given)} entries; wanted one for each of the {len(layers)} layers")
-    _check_dropout(dropout_rate, dropout_key)
+    noisy = any(cell.noise is not None for cell in jax.tree.leaves(list(layers), is_leaf=lambda c: isinstance(c, Cell)))
+    _check_dropout(dropout_rate, dropout_key, noisy)
 
     finals, ys = [], xs
     for depth, (layer, p, s) in enumerate(zip(layers, params, state, strict=True)):
-        if depth and dropout_key is not None:
-            ys = _dropout(jax.random.fold_in(dropout_key, depth), ys, dropout_rate)
+        key = None if dropout_key is None else jax.random.fold_in(dropout_key, depth)
+        if depth and key is not None and dropout_rate:
+            ys = _dropout(key, ys, dropout_rate)
         try:
-            final, ys = _unroll_layer(layer, p, ys, s, options)
+            final, ys = _unroll_layer(layer, p, ys, s, key, options)
         except (ValueError, TypeError) as error:
             error.args = (f"layer {depth}: {error}",)
             raise
@@ -117,17 +120,26 @@ def unroll_stack(
     return tuple(finals), ys
 
 
-def _unroll_layer(layer: Layer, params: Params, xs: Any, state: Any, options: dict[str, Any]) -> tuple[State, Array]:
+def _unroll_layer(
+    layer: Layer, params: Params, xs: Any, state: Any, key: Key | None, options: dict[str, Any]
+) -> tuple[State, Array]:
+    def run(direction, cell, params, state, **reverse):
+        drawn = cell, params, xs
+        if key is not None and cell.noise is not None:
+            # Folded in after the layer's own: neither is the key of the dropout between layers.
+            drawn = draw_masks(jax.random.fold_in(key, direction), *drawn)
+        return unroll(*drawn, state, **reverse, **options)
+
     if isinstance(layer, Cell):
-        return unroll(layer, params, xs, state, **options)
+        return run(0, layer, params, state)
     state = (None, None) if state is None else state
     for name, given in (("params", params), ("state", state)):
         if type(given) not in (tuple, list):
             raise TypeError(f"{name} is {_named(given)}; wanted a pair, for the two cells of a bidirectional layer")
         if len(given) != 2:
             raise ValueError(f"{name} has {len(given)} entries; wanted 2, for the two cells of a bidirectional layer")
-    ahead, ys_ahead = unroll(layer[0], params[0], xs, state[0], **options)
-    back, ys_back = unroll(layer[1], params[1], xs, state[1], reverse=True, **options)
+    ahead, ys_ahead = run(0, layer[0], params[0], state[0])
+    back, ys_back = run(1, layer[1], params[1], state[1], reverse=True)
     return (ahead, back), jnp.concatenate([ys_ahead, ys_back], axis=-1)
 
 
@@ -144,7 +156,7 @@ def _dropout(key: Key, ys: Array, rate: float) -> Array:
 def _output_size(cell: Cell, params: Params, input_size: int) -> int:
     dtype = dtype_of(params)
     x = jax.ShapeDtypeStruct((input_size,), dtype)
-    _, y = jax.eval_shape(lambda params, x: cell.step(params, cell.initial_state((), dtype), x), params, x)
+    _, y = jax.eval_shape(lambda params, x: cell.step(params, cell.begin(params, (), dtype), x), params, x)
     return y.shape[-1]
 
 
@@ -160,9 +172,9 @@ def _check_layers(layers: Sequence[Layer]) -> None:
             raise TypeError(f"layer {depth} is a {given}; wanted a Cell, or a tuple of two, forwards and backwards")
 
 
-def _check_dropout(rate: float, key: Key | None) -> None:
+def _check_dropout(rate: float, key: Key | None, noisy: bool) -> None:
     if not 0 <= rate < 1:
         raise ValueError(f"dropout_rate is {rate}; wanted 0 ≤ rate < 1")
-    if (rate > 0) != (key is not None):
+    if (rate > 0) != (key is not None) and not (noisy and rate == 0):
         given = "no dropout_key" if key is None else "a dropout_key"
         raise ValueError(f"dropout_rate is {rate} with {given}; wanted both, or, to evaluate, neither")

@@ -3,7 +3,7 @@
 from jax import export
 
 from lstmjax.cells.additive import cfn, nbrc, ran, star
-from lstmjax.cells.base import Cell, Products, Recurrence
+from lstmjax.cells.base import Cell, Gated, Products, Recurrence
 from lstmjax.cells.build import GatedParams
 from lstmjax.cells.convolutional import ConvLSTMParams, conv_lstm
 from lstmjax.cells.coupled import CoupledLSTMParams, coupled_lstm
@@ -32,6 +32,15 @@ from lstmjax.cells.peephole import PeepholeLSTMParams, peephole_lstm
 from lstmjax.cells.projected import ProjectedLSTMParams, projected_lstm, projected_lstm_step
 from lstmjax.cells.rnn import RNNParams, RNNState, rnn, rnn_step
 from lstmjax.cells.slstm import SLSTMParams, SLSTMState, slstm
+from lstmjax.cells.wrappers import (
+    LearnedParams,
+    candidate_dropout,
+    draw_masks,
+    learned_state,
+    variational_dropout,
+    weight_drop,
+    zoneout,
+)
 
 __all__ = [
     "Cell",
@@ -43,6 +52,7 @@ __all__ = [
     "FastGRNNParams",
     "GRUParams",
     "GRUState",
+    "Gated",
     "GatedParams",
     "IndRNNParams",
     "JANETParams",
@@ -53,6 +63,7 @@ __all__ = [
     "LSTMParams",
     "LSTMState",
     "LayerNormLSTMParams",
+    "LearnedParams",
     "MGUParams",
     "MinimalParams",
     "MultiplicativeLSTMParams",
@@ -65,11 +76,13 @@ __all__ = [
     "SLSTMParams",
     "SLSTMState",
     "antisymmetric_rnn",
+    "candidate_dropout",
     "cfn",
     "co_rnn",
     "continuous_time_rnn",
     "conv_lstm",
     "coupled_lstm",
+    "draw_masks",
     "fast_grnn",
     "gru",
     "gru_reset_before",
@@ -78,6 +91,7 @@ __all__ = [
     "janet",
     "layer_norm_lstm",
     "leaky_rnn",
+    "learned_state",
     "lem",
     "light_gru",
     "lstm",
@@ -97,6 +111,9 @@ __all__ = [
     "slstm",
     "star",
     "ugrnn",
+    "variational_dropout",
+    "weight_drop",
+    "zoneout",
 ]
 
 # So that an exported program that takes or returns them can be serialised.

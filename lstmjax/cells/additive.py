@@ -5,7 +5,7 @@ from typing import Any
 from jaxtyping import Array
 
 from lstmjax import init as initializers
-from lstmjax.cells.base import Cell, Gates, Recurrence, check_activations, keep_bias_init
+from lstmjax.cells.base import Cell, Gated, Gates, Recurrence, check_activations, keep_bias_init
 from lstmjax.cells.build import FIRST_BY_H, GatedParams, gated_parts, make_cell, mix
 from lstmjax.cells.gru import GRUState
 from lstmjax.cells.lstm import LSTMState
@@ -59,12 +59,13 @@ def ran(
     size = whole_number("hidden_size", hidden_size)
     check_activations(activation=activation)
     b_init = keep_bias_init(b_init, gate=1, gates=2, forget_bias=forget_bias)
-    step = Recurrence(FIRST_BY_H, Partial(_ran, activation=activation), gates=_ran_names, keeps="forget")
+    step = Recurrence(FIRST_BY_H, Gated(_ran_names, Partial(_ran, activation=activation)), keeps="forget")
     return make_cell(GatedParams, LSTMState, size, gated_parts(size, 3, 2, 2, w_x_init, w_h_init, b_init), step)
 
 
-def _ran(z: Gates, state: LSTMState, *, activation: Activation) -> LSTMState:
-    c = sigmoid(z[1]) * state.c + sigmoid(z[0]) * z[2]
+def _ran(gates: dict[str, Array], z: Gates, state: LSTMState, *, activation: Activation) -> LSTMState:
+    del z
+    c = gates["forget"] * state.c + gates["input"] * gates["candidate"]
     return LSTMState(c=c, h=activation(c))
 
 
@@ -112,7 +113,7 @@ def cfn(
     if forget_bias is None and b_init is None:
         b_init = Partial(_cfn_biases)
     b_init = keep_bias_init(b_init, gate=1, gates=2, forget_bias=forget_bias)
-    step = Recurrence(FIRST_BY_H, _cfn, gates=_cfn_names, keeps="forget")
+    step = Recurrence(FIRST_BY_H, Gated(_cfn_names, _cfn), keeps="forget")
     return make_cell(GatedParams, GRUState, size, gated_parts(size, 3, 2, 2, w_x_init, w_h_init, b_init), step)
 
 
@@ -121,8 +122,9 @@ def _cfn_biases(key: Key, shape: tuple[int, ...], dtype: Any) -> Array:
     return i + f
 
 
-def _cfn(z: Gates, state: GRUState) -> GRUState:
-    return GRUState(sigmoid(z[1]) * tanh(state.h) + sigmoid(z[0]) * tanh(z[2]))
+def _cfn(gates: dict[str, Array], z: Gates, state: GRUState) -> GRUState:
+    del z
+    return GRUState(gates["forget"] * tanh(state.h) + gates["input"] * gates["candidate"])
 
 
 def _cfn_names(z: Gates, state: Any) -> dict[str, Array]:
@@ -171,12 +173,12 @@ def star(
     b_init = keep_bias_init(b_init, gates=2, update_bias=update_bias)
     parts = gated_parts(size, 2, 1, 2, initializers.per_gate(w_x_init, 2), w_h_init, b_init)
     return make_cell(
-        GatedParams, GRUState, size, parts, Recurrence(FIRST_BY_H, _star, gates=_star_names, keeps="update")
+        GatedParams, GRUState, size, parts, Recurrence(FIRST_BY_H, Gated(_star_names, _star), keeps="update")
     )
 
 
-def _star(z: Gates, state: GRUState) -> GRUState:
-    return GRUState(tanh(mix(z[0], state.h, tanh(z[1]))))
+def _star(gates: dict[str, Array], z: Gates, state: GRUState) -> GRUState:
+    return GRUState(tanh(mix(z[0], state.h, gates["candidate"])))
 
 
 def _star_names(z: Gates, state: Any) -> dict[str, Array]:
@@ -227,12 +229,12 @@ def nbrc(
     b_init = keep_bias_init(b_init, gate=1, gates=2, update_bias=update_bias)
     parts = gated_parts(size, 3, 2, 2, w_x_init, w_h_init, b_init)
     return make_cell(
-        GatedParams, GRUState, size, parts, Recurrence(FIRST_BY_H, _nbrc, gates=_nbrc_names, keeps="update")
+        GatedParams, GRUState, size, parts, Recurrence(FIRST_BY_H, Gated(_nbrc_names, _nbrc), keeps="update")
     )
 
 
-def _nbrc(z: Gates, state: GRUState) -> GRUState:
-    return GRUState(mix(z[1], state.h, _nbrc_names(z, state)["candidate"]))
+def _nbrc(gates: dict[str, Array], z: Gates, state: GRUState) -> GRUState:
+    return GRUState(mix(z[1], state.h, gates["candidate"]))
 
 
 def _nbrc_names(z: Gates, state: GRUState) -> dict[str, Array]:

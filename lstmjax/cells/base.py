@@ -75,6 +75,29 @@ class Linearisation(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Gated(Comparable):
+    """An ``activate`` in two parts, for a cell that has gates: their values, and what these make of the state.
+
+    With it a :class:`Recurrence` knows its gates by name, and :func:`~lstmjax.candidate_dropout` its candidate.
+
+    Attributes:
+        values: ``(z, state) -> {name: value}`` of every gate; the proposed new content has the name ``candidate``.
+        update: ``(values, z, state) -> state``, linear in the candidate but for what is read off the new state.
+
+    >>> activate = Gated(lambda z, h: {"candidate": jnp.tanh(z[0])}, lambda values, z, h: h + values["candidate"])
+    >>> float(activate((jnp.zeros(()),), jnp.ones(())))
+    1.0
+    """
+
+    values: Callable[[Gates, State], dict[str, Array]]
+    update: Callable[[dict[str, Array], Gates, State], State]
+
+    def __call__(self, z: Gates, state: State) -> State:
+        """``(z, state) -> state``."""
+        return self.update(self.values(z, state), z, state)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Recurrence(Comparable):
     """A step made of two parts: first all the products, then all the non-linearities.
 
@@ -99,7 +122,8 @@ class Recurrence(Comparable):
             either closes over values that are traced, the step is still right, and is unrolled as any function is.
         project: ``(params, h) -> h``, linear in h. The state's h then has the projection's size, and the one that
             ``activate`` sees is None.
-        gates: ``(z, state) -> {name: value}``, what :func:`~lstmjax.gradients.gate_values` reads.
+        gates: ``(z, state) -> {name: value}``, what :func:`~lstmjax.gradients.gate_values` reads; default the values
+            of an ``activate`` that is :class:`Gated`.
         keeps: the name of the gate that says how much of the state is kept.
         check: ``(params, state, x) -> None``, raises where they do not fit one another.
         by_hand: the derivative of ``activate``; None: derived from it.
@@ -124,6 +148,11 @@ class Recurrence(Comparable):
     keeps: str | None = None
     check: Callable[[Params, State, Any], None] | None = None
     by_hand: Linearisation | None = None
+
+    def __post_init__(self):
+        """Takes the gates from where they are computed."""
+        if self.gates is None and isinstance(self.activate, Gated):
+            object.__setattr__(self, "gates", self.activate.values)
 
     def __call__(self, params: Params, state: State, x: Any) -> tuple[State, Array]:
         """The step: ``(params, state, x) -> (state, h)``."""
@@ -184,6 +213,9 @@ class Cell(Comparable):
         step: ``(params, state [*B, ...], x [*B, I]) -> (state, y [*B, ...])``, in the order ``lax.scan`` wants: any
             function, or a :class:`Recurrence`, a step in two parts, which is unrolled faster.
         num_feature_axes: how many axes of an input are its features: 1 for vectors, 0 for symbols, 3 for images.
+        start: ``params -> state`` without batch axes, the one before the first step, in place of ``initial_state``,
+            where it is learned: :func:`~lstmjax.learned_state`.
+        noise: ``(key, params, xs) -> (cell, params, xs)``, what :func:`~lstmjax.draw_masks` calls.
 
     Parameters, states and inputs may be any pytrees of arrays. A step returns the state in the dtypes the state came
     in, so that a float32 state may be carried through bfloat16 weights and a scan never changes its carry.
@@ -201,6 +233,15 @@ class Cell(Comparable):
     initial_state: InitialState
     step: Step
     num_feature_axes: int = 1
+    start: Callable[[Params], State] | None = None
+    noise: Callable[[Key, Params, Any], tuple["Cell", Params, Any]] | None = None
+
+    def begin(self, params: Params, batch_shape: Shape = (), dtype: Any = jnp.float32) -> State:
+        """The state before the first step: ``initial_state``, or what is learned, the same in every row."""
+        state = self.initial_state(batch_shape, dtype)
+        if self.start is None:
+            return state
+        return jax.tree.map(lambda a, s: jnp.broadcast_to(a.astype(s.dtype), s.shape), self.start(params), state)
 
     def replace(self, **changes: Any) -> "Cell":
         """The cell with some of its functions replaced."""

@@ -8,6 +8,7 @@ from lstmjax import init as initializers
 from lstmjax.cells.base import (
     DENSE,
     Cell,
+    Gated,
     Gates,
     Recurrence,
     check_step,
@@ -48,11 +49,7 @@ def _gates(z: Gates, state: LSTMState) -> dict[str, Array]:
     return {"input": sigmoid(-z_f), "forget": sigmoid(z_f), "candidate": tanh(z_g), "output": sigmoid(z_o)}
 
 
-def _activate(z: Gates, state: LSTMState) -> LSTMState:
-    return from_gates(_gates(z, state), state)
-
-
-RECURRENCE = Recurrence(DENSE, _activate, gates=_gates, keeps="forget", check=_check)
+RECURRENCE = Recurrence(DENSE, Gated(_gates, from_gates), keeps="forget", check=_check)
 
 
 def coupled_lstm(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from lstmjax import init as initializers
-from lstmjax.cells.base import DENSE, Cell, Gates, Recurrence, add_bias, check_activations, keep_bias_init
+from lstmjax.cells.base import DENSE, Cell, Gated, Gates, Recurrence, add_bias, check_activations, keep_bias_init
 from lstmjax.cells.build import GatedParams, gated_parts, make_cell, mix, relu
 from lstmjax.cells.gru import PRODUCTS, GRUState, last_block
 from lstmjax.checks import whole_number
@@ -123,14 +123,11 @@ def _mixture(
 ) -> Recurrence:
     """h' = z ∘ h + (1 − z) ∘ n, with z the gate ``at`` and the candidate n among what ``names`` makes of all gates."""
     names = Partial(names, gate_activation=gate_activation, activation=activation)
-    activate = Partial(_mixed, names=names, gate_activation=gate_activation, at=at)
-    return Recurrence(pre, activate, gates=names, keeps="update")
+    return Recurrence(pre, Gated(names, Partial(_mixed, gate_activation=gate_activation, at=at)), keeps="update")
 
 
-def _mixed(
-    z: Gates, state: GRUState, *, names: Callable[..., dict[str, Array]], gate_activation: Activation, at: int
-) -> GRUState:
-    return GRUState(mix(z[at], state.h, names(z, state)["candidate"], gate_activation))
+def _mixed(values: dict[str, Array], z: Gates, state: GRUState, *, gate_activation: Activation, at: int) -> GRUState:
+    return GRUState(mix(z[at], state.h, values["candidate"], gate_activation))
 
 
 def _pair(z: Gates, state: Any, *, gate_activation: Activation, activation: Activation) -> dict[str, Array]:
@@ -355,7 +352,7 @@ def fast_grnn(
         ("nu", initializers.gate_bias(-4.0, gate=0, gates=1), (1,)),
     )
     names = Partial(_pair, gate_activation=sigmoid, activation=tanh)
-    step = Recurrence(_shared, _fast, gates=names, keeps="update")
+    step = Recurrence(_shared, Gated(names, _fast), keeps="update")
     return make_cell(FastGRNNParams, GRUState, size, parts, step)
 
 
@@ -365,6 +362,7 @@ def _shared(params: FastGRNNParams, x: Array, h: Array) -> tuple[Array, ...]:
     return add_bias(jnp.concatenate([a, a], axis=-1), params.b), zeta, nu
 
 
-def _fast(z: Gates, state: GRUState) -> GRUState:
-    update, n, zeta, nu = z
-    return GRUState(sigmoid(update) * state.h + (sigmoid(zeta) * sigmoid(-update) + sigmoid(nu)) * tanh(n))
+def _fast(values: dict[str, Array], z: Gates, state: GRUState) -> GRUState:
+    update, _, zeta, nu = z
+    share = sigmoid(zeta) * sigmoid(-update) + sigmoid(nu)
+    return GRUState(values["update"] * state.h + share * values["candidate"])

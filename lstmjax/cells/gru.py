@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 from lstmjax import init as initializers
 from lstmjax.cells.base import (
     Cell,
+    Gated,
     Gates,
     Products,
     Recurrence,
@@ -147,7 +148,8 @@ PRODUCTS = Products(_pre, _pack, _from_x, _from_h)
 def _recurrence(gate_activation: Activation, activation: Activation) -> Recurrence:
     of = {"gate_activation": gate_activation, "activation": activation}
     return Recurrence(
-        PRODUCTS, Partial(_activate, **of), gates=Partial(_gates, **of), keeps="update", check=_check,
+        PRODUCTS, Gated(Partial(_gates, **of), Partial(_update, gate_activation=gate_activation)), keeps="update",
+        check=_check,
     )  # fmt: skip
 
 
@@ -162,8 +164,7 @@ def _gates(z: Gates, state: GRUState, *, gate_activation: Activation, activation
     return {"reset": reset, "update": gate_activation(z_z), "candidate": activation(z_x + reset * z_h)}
 
 
-def _activate(z: Gates, state: GRUState, *, gate_activation: Activation, activation: Activation) -> GRUState:
-    gates = _gates(z, state, gate_activation=gate_activation, activation=activation)
+def _update(gates: dict[str, Array], z: Gates, state: GRUState, *, gate_activation: Activation) -> GRUState:
     keep = gates["update"]
     # 1 − σ(z) = σ(−z), which keeps its digits where nearly all is kept.
     renew = sigmoid(-z[1]) if gate_activation is sigmoid else 1 - keep

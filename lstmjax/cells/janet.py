@@ -8,6 +8,7 @@ from lstmjax import init as initializers
 from lstmjax.cells.base import (
     DENSE,
     Cell,
+    Gated,
     Gates,
     Recurrence,
     check_step,
@@ -57,8 +58,8 @@ def _gates(z: Gates, state: JANETState, *, beta: float) -> dict[str, Array]:
     return {"input": sigmoid(beta - z_f), "forget": sigmoid(z_f), "candidate": tanh(z_g)}
 
 
-def _activate(z: Gates, state: JANETState, *, beta: float) -> JANETState:
-    gates = _gates(z, state, beta=beta)
+def _update(gates: dict[str, Array], z: Gates, state: JANETState) -> JANETState:
+    del z
     return JANETState(gates["forget"] * state.h + gates["input"] * gates["candidate"])
 
 
@@ -108,7 +109,5 @@ def janet(
     return Cell(
         init=Partial(draw_params, kind=JANETParams, parts=dense_parts(size, 2, w_x_init, w_h_init, b_init)),
         initial_state=Partial(zeros_state, kind=JANETState, sizes=(size,)),
-        step=Recurrence(
-            DENSE, Partial(_activate, beta=beta), gates=Partial(_gates, beta=beta), keeps="forget", check=_check
-        ),
+        step=Recurrence(DENSE, Gated(Partial(_gates, beta=beta), _update), keeps="forget", check=_check),
     )

@@ -10,6 +10,7 @@ from jaxtyping import Array
 from lstmjax import init as initializers
 from lstmjax.cells.base import (
     Cell,
+    Gated,
     Gates,
     Recurrence,
     add_bias,
@@ -73,13 +74,13 @@ def _gates(z: Gates, state: LSTMState) -> dict[str, Array]:
     return {"input": sigmoid(z[0]), "forget": sigmoid(z[1]), "candidate": tanh(z[2]), "output": sigmoid(z[3])}
 
 
-def _activate(z: Gates, state: LSTMState) -> LSTMState:
-    gates, gain_c, b_c = _gates(z, state), z[4], z[5]
+def _update(gates: dict[str, Array], z: Gates, state: LSTMState) -> LSTMState:
+    gain_c, b_c = z[4], z[5]
     c = update_cell_state(gates["forget"], state.c, gates["input"], gates["candidate"])
     return LSTMState(c, gates["output"] * tanh(gain_c * _normalised(c) + b_c))
 
 
-RECURRENCE = Recurrence(_pre, _activate, gates=_gates, keeps="forget", check=_check)
+RECURRENCE = Recurrence(_pre, Gated(_gates, _update), keeps="forget", check=_check)
 
 
 def layer_norm_lstm(

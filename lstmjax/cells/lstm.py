@@ -11,6 +11,7 @@ from lstmjax import init as initializers
 from lstmjax.cells.base import (
     DENSE,
     Cell,
+    Gated,
     Gates,
     Linearisation,
     Recurrence,
@@ -107,8 +108,8 @@ def recurrence(
     """The LSTM's step in its two parts, for any pair of activations; with a projection and a check of its own."""
     of = {"gate_activation": gate_activation, "activation": activation}
     return Recurrence(
-        DENSE, Partial(_activate, **of), project=project, gates=Partial(_gates, **of), keeps="forget",
-        check=check or _check, by_hand=Linearisation(Partial(_linearise, **of), _tangent),
+        DENSE, Gated(Partial(_gates, **of), Partial(from_gates, activation=activation)), project=project,
+        keeps="forget", check=check or _check, by_hand=Linearisation(Partial(_linearise, **of), _tangent),
     )  # fmt: skip
 
 
@@ -127,12 +128,9 @@ def _gates(z: Gates, state: LSTMState, *, gate_activation: Activation, activatio
     }
 
 
-def _activate(z: Gates, state: LSTMState, *, gate_activation: Activation, activation: Activation) -> LSTMState:
-    return from_gates(_gates(z, state, gate_activation=gate_activation, activation=activation), state, activation)
-
-
-def from_gates(gates: dict[str, Array], state: LSTMState, activation: Activation = tanh) -> LSTMState:
+def from_gates(gates: dict[str, Array], z: Gates, state: LSTMState, activation: Activation = tanh) -> LSTMState:
     """c' = f ∘ c + i ∘ g and h' = o ∘ tanh(c'), of gates by their names."""
+    del z
     c = update_cell_state(gates["forget"], state.c, gates["input"], gates["candidate"])
     return LSTMState(c, emit_hidden_state(gates["output"], c, activation))
 

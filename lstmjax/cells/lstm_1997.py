@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 from jaxtyping import Array
 
 from lstmjax import init as initializers
-from lstmjax.cells.base import DENSE, Cell, Gates, Recurrence, check_step, dense_parts, draw_params, zeros_state
+from lstmjax.cells.base import DENSE, Cell, Gated, Gates, Recurrence, check_step, dense_parts, draw_params, zeros_state
 from lstmjax.cells.lstm import LSTMState
 from lstmjax.checks import whole_number
 from lstmjax.functions import Partial
@@ -37,13 +37,13 @@ def _gates(z: Gates, state: LSTMState) -> dict[str, Array]:
     return {"input": sigmoid(z_i), "candidate": 2 * tanh(z_g / 2), "output": sigmoid(z_o)}
 
 
-def _activate(z: Gates, state: LSTMState) -> LSTMState:
-    gates = _gates(z, state)
+def _update(gates: dict[str, Array], z: Gates, state: LSTMState) -> LSTMState:
+    del z
     c = state.c + gates["input"] * gates["candidate"]
     return LSTMState(c, gates["output"] * tanh(c / 2))
 
 
-RECURRENCE = Recurrence(DENSE, _activate, gates=_gates, check=_check)
+RECURRENCE = Recurrence(DENSE, Gated(_gates, _update), check=_check)
 
 
 def lstm_1997(

@@ -6,7 +6,7 @@ import jax
 from jaxtyping import Array
 
 from lstmjax import init as initializers
-from lstmjax.cells.base import Cell, Gates, Recurrence, add_bias, keep_bias_init
+from lstmjax.cells.base import Cell, Gated, Gates, Recurrence, add_bias, keep_bias_init
 from lstmjax.cells.build import make_cell, mix
 from lstmjax.cells.gru import GRUState
 from lstmjax.checks import whole_number
@@ -65,7 +65,7 @@ def min_gru(
     size = whole_number("hidden_size", hidden_size)
     b_init = keep_bias_init(b_init, gates=2, update_bias=update_bias)
     parts = (("w_x", w_x_init, (None, 2 * size)), ("b", b_init, (2 * size,)))
-    step = Recurrence(_pre, _min_gru, gates=_gru_names, keeps="update")
+    step = Recurrence(_pre, Gated(_gru_names, _min_gru), keeps="update")
     return make_cell(MinimalParams, GRUState, size, parts, step)
 
 
@@ -110,7 +110,7 @@ def min_lstm(
     size = whole_number("hidden_size", hidden_size)
     b_init = keep_bias_init(b_init, gate=1, gates=3, forget_bias=forget_bias)
     parts = (("w_x", w_x_init, (None, 3 * size)), ("b", b_init, (3 * size,)))
-    step = Recurrence(_pre, _min_lstm, gates=_lstm_names, keeps="forget")
+    step = Recurrence(_pre, Gated(_lstm_names, _min_lstm), keeps="forget")
     return make_cell(MinimalParams, GRUState, size, parts, step)
 
 
@@ -119,8 +119,8 @@ def _pre(params: MinimalParams, x: Array, h: Array) -> Array:
     return add_bias(x @ params.w_x, params.b)
 
 
-def _min_gru(z: Gates, state: GRUState) -> GRUState:
-    return GRUState(mix(z[0], state.h, z[1]))
+def _min_gru(gates: dict[str, Array], z: Gates, state: GRUState) -> GRUState:
+    return GRUState(mix(z[0], state.h, gates["candidate"]))
 
 
 def _gru_names(z: Gates, state: Any) -> dict[str, Array]:
@@ -128,8 +128,8 @@ def _gru_names(z: Gates, state: Any) -> dict[str, Array]:
     return {"update": sigmoid(z[0]), "candidate": z[1]}
 
 
-def _min_lstm(z: Gates, state: GRUState) -> GRUState:
-    return GRUState(mix(_odds(z), state.h, z[2]))
+def _min_lstm(gates: dict[str, Array], z: Gates, state: GRUState) -> GRUState:
+    return GRUState(mix(_odds(z), state.h, gates["candidate"]))
 
 
 def _lstm_names(z: Gates, state: Any) -> dict[str, Array]:

@@ -7,6 +7,7 @@ from jaxtyping import Array
 from lstmjax import init as initializers
 from lstmjax.cells.base import (
     Cell,
+    Gated,
     Gates,
     Recurrence,
     check_step,
@@ -15,10 +16,10 @@ from lstmjax.cells.base import (
     forget_bias_init,
     zeros_state,
 )
-from lstmjax.cells.lstm import LSTMState, from_gates
+from lstmjax.cells.lstm import LSTMState
 from lstmjax.checks import whole_number
 from lstmjax.functions import Partial
-from lstmjax.gates import pre_activation, sigmoid, tanh, update_cell_state
+from lstmjax.gates import emit_hidden_state, pre_activation, sigmoid, tanh, update_cell_state
 from lstmjax.typing import Initializer
 
 
@@ -58,11 +59,12 @@ def _gates(z: Gates, state: LSTMState) -> dict[str, Array]:
     return {"input": i, "forget": f, "candidate": g, "output": sigmoid(z_o + p_o * c)}
 
 
-def _activate(z: Gates, state: LSTMState) -> LSTMState:
-    return from_gates(_gates(z, state), state)
+def _update(gates: dict[str, Array], z: Gates, state: LSTMState) -> LSTMState:
+    c = update_cell_state(gates["forget"], state.c, gates["input"], gates["candidate"])
+    return LSTMState(c, emit_hidden_state(sigmoid(z[3] + z[6] * c), c))
 
 
-RECURRENCE = Recurrence(_pre, _activate, gates=_gates, keeps="forget", check=_check)
+RECURRENCE = Recurrence(_pre, Gated(_gates, _update), keeps="forget", check=_check)
 
 
 def peephole_lstm(

@@ -9,6 +9,7 @@ from jaxtyping import Array
 from lstmjax import init as initializers
 from lstmjax.cells.base import (
     Cell,
+    Gated,
     Gates,
     Recurrence,
     add_bias,
@@ -93,13 +94,13 @@ def _gates(z: Gates, state: SLSTMState) -> dict[str, Array]:
     return {"input": i / n, "forget": f * state.n / n, "candidate": tanh(z[2]), "output": sigmoid(z[3])}
 
 
-def _activate(z: Gates, state: SLSTMState) -> SLSTMState:
+def _update(gates: dict[str, Array], z: Gates, state: SLSTMState) -> SLSTMState:
     m, i, f = _stabilised(z, state)
-    c, n = f * state.c + i * tanh(z[2]), f * state.n + i
+    c, n = f * state.c + i * gates["candidate"], f * state.n + i
     return SLSTMState(c, n, m, sigmoid(z[3]) * c / n)
 
 
-RECURRENCE = Recurrence(_pre, _activate, gates=_gates, keeps="forget", check=_check)
+RECURRENCE = Recurrence(_pre, Gated(_gates, _update), keeps="forget", check=_check)
 
 
 def slstm(

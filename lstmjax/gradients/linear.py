@@ -174,13 +174,14 @@ def _no_init(*_: Any, **__: Any) -> Params:
     raise TypeError("this cell was made of a bare step and draws no parameters")
 
 
-def _check_finite(params: Params, xs: Array, linear: Linearised) -> None:
-    if isinstance(xs, Tracer) or any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(linear.states)):
+def _check_finite(params: Params, xs: Any, linear: Linearised) -> None:
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((xs, linear.states))):
         return
     for path, leaf in jax.tree.leaves_with_path(params):
         if not np.isfinite(np.asarray(leaf, np.float64)).all():
             raise FloatingPointError(f"params{jax.tree_util.keystr(path)} holds a NaN or an infinity")
-    _check_finite_over_time("xs at step", xs, linear.batch_axes)
+    for path, leaf in jax.tree.leaves_with_path(xs):
+        _check_finite_over_time(f"xs{jax.tree_util.keystr(path)} at step", leaf, linear.batch_axes)
     for path, leaf in jax.tree.leaves_with_path(linear.states):
         _check_finite_over_time(f"state{jax.tree_util.keystr(path)} after so many steps:", leaf, linear.batch_axes)
 

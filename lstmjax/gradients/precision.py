@@ -79,7 +79,7 @@ def precision_audit(
     if 0 in batch:
         raise ValueError(f"xs has batch axes {batch}; wanted at least one row: the norms are medians over rows")
     if state is None:  # a state that is given is carried in its own dtype, and so in the one under audit
-        state = cell.initial_state(batch)
+        state = cell.begin(params, batch)
     audits = {}
     for dtype in map(jnp.dtype, dtypes):
         if not jnp.issubdtype(dtype, jnp.floating):

@@ -241,7 +241,8 @@ def _with_h(cell: Cell, name: str, inputs: int) -> Cell:
         return cell
     if getattr(y := output((2,), jnp.float32), "shape", ())[:-1] != (2,):
         raise TypeError(f"the cell of cells[{name!r}] puts out {y} for 2 rows; wanted one array [*B, features]")
-    return Cell(cell.init, initial_state, step)
+    start = None if cell.start is None else lambda params: _WithOutput(cell.start(params), initial_state().h)
+    return Cell(cell.init, initial_state, step, start=start)
 
 
 def _matched(cells: Mapping[str, Callable], inputs: int, hidden_size: int, match: Match) -> dict[str, _Sized]:

@@ -102,7 +102,7 @@ def prepare(cell: Cell, params: Params, sequence: Sequence, *, reverse: bool = F
 
     def make() -> State:
         first = jax.typeof(jax.tree.leaves(xs)[0])
-        return jax.tree.map(lambda leaf: _beside(leaf, first, cell.num_feature_axes), cell.initial_state(batch, dtype))
+        return jax.tree.map(lambda leaf: _beside(leaf, first, cell.num_feature_axes), cell.begin(params, batch, dtype))
 
     start = make() if state is None else _check_state(state, jax.eval_shape(make), batch)
     start = _as_handed_on(cell, params, start, first_step(xs))
