@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 
+import chex
 import jax
 import jax.numpy as jnp
 import jaxlib
@@ -17,6 +18,7 @@ import pytest
 
 import lstmjax
 from lstmjax import gradients
+from lstmjax.cells.base import draw_params
 from tests.cells import CELLS, problem
 
 # As users compile, whatever the tests' own flags.
@@ -85,6 +87,23 @@ def test_cells_that_were_built_alike_share_a_program():
     with counted() as counts:
         lstmjax.unroll(lstmjax.lstm(5), *ARGS)
     assert counts[COMPILED] == 0
+
+
+@pytest.mark.parametrize("cell", [lstmjax.lstm(7), lstmjax.gru(7), lstmjax.rnn(7)], ids=["lstm", "gru", "rnn"])
+def test_parameters_are_drawn_by_one_program(cell):
+    with counted() as counts:
+        drawn = cell.init(KEY, 3)
+    assert counts[COMPILED] <= 1
+    # And are the numbers that its initialisers draw one by one, as a stranger's are.
+    parts = [(name, lambda *args, draw=draw: draw(*args), shape) for name, draw, shape in cell.init.keywords["parts"]]
+    one_by_one = draw_params(KEY, 3, kind=cell.init.keywords["kind"], parts=tuple(parts))
+    chex.assert_trees_all_equal(drawn, one_by_one)
+
+
+def test_a_strangers_initialiser_is_called_for_every_draw():
+    drawn = iter(range(9))
+    cell = lstmjax.rnn(2, b_init=lambda key, shape, dtype: jnp.full(shape, next(drawn), dtype))
+    assert [float(cell.init(KEY, 3).b[0]) for _ in range(3)] == [0, 1, 2]
 
 
 def counting(times):

@@ -261,7 +261,16 @@ def draw_params(
     kind: Callable[..., Params],
     parts: tuple[tuple[str, Initializer, tuple[int | None, ...]], ...],
 ) -> Params:
-    """Parameters drawn part by part, each ``(name, initialiser, shape)`` with its own key; None in a shape is I."""
+    """Parameters drawn part by part, each ``(name, initialiser, shape)`` with its own key; None in a shape is I.
+
+    Where every initialiser is the library's own, that is one compiled program; of others it is not known whether they
+    may be called once for several draws.
+    """
+    draw = _draw_compiled if all(initializers.is_own(draw) for _, draw, _ in parts) else _draw
+    return draw(key, input_size, dtype, kind, parts)
+
+
+def _draw(key: Key, input_size: int, dtype: Any, kind: Callable[..., Params], parts: tuple) -> Params:
     keys = jax.random.split(key, len(parts))
     return kind(
         **{
@@ -269,6 +278,9 @@ def draw_params(
             for k, (name, draw, shape) in zip(keys, parts, strict=True)
         }
     )
+
+
+_draw_compiled = jax.jit(_draw, static_argnums=(1, 2, 3, 4))
 
 
 def forget_bias_init(
