@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 import lstmjax
 from lstmjax import unroll
-from tests.cells import problem
+from tests.cells import cases, problem
 
 pytestmark = pytest.mark.skipif(jax.device_count() < 2, reason="wants two devices")
 
@@ -62,7 +62,7 @@ def close(got, want):
 DATA = (P(None, "data"), P("data"), P(None, "data"))
 
 
-@pytest.mark.parametrize("name", [*CELLS, "module"])
+@pytest.mark.parametrize("name", cases([*CELLS, "module"], slow=["gru", "projected"]))
 def test_inside_shard_map(name):
     run, args = cases(name)
     mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
@@ -78,7 +78,7 @@ def test_inside_shard_map(name):
 
 
 @pytest.mark.parametrize("axes", [AxisType.Explicit, AxisType.Auto], ids=str)
-@pytest.mark.parametrize("name", [*CELLS, "module"])
+@pytest.mark.parametrize("name", cases([*CELLS, "module"], slow=["gru", "a step"]))
 def test_on_a_mesh(name, axes):
     run, args = cases(name)
     want = jax.jit(run)(*args)
