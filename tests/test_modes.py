@@ -18,6 +18,8 @@ CELLS = {
     "projected": lstmjax.projected_lstm(4, 2),
     "a step": lstmjax.lstm(4).replace(step=lambda *a: lstmjax.lstm_step(*a)),
 }
+
+
 @contextlib.contextmanager
 def finite():
     with jax.debug_nans(True), jax.debug_infs(True):
