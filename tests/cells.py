@@ -10,6 +10,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import lstmjax
 from lstmjax.recurrence import linear
@@ -22,6 +23,15 @@ CELLS = {
     "rnn": lstmjax.rnn(HIDDEN),
     "linear": lstmjax.rnn(HIDDEN, activation=lambda z: z),
 }
+
+
+def cases(every, slow):
+    """For ``parametrize``: every case, of which those named in ``slow`` run with the slow tests alone."""
+    return [pytest.param(case, marks=pytest.mark.slow) if case in slow else case for case in every]
+
+
+# What is linear is a vanilla RNN of another activation: the same lines.
+MOST_CELLS = cases(CELLS, slow=["linear"])
 
 
 def problem(cell, shape, seed=0, dtype=jnp.float64):

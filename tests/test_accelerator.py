@@ -1,5 +1,7 @@
 """The ways an accelerator runs the recurrence, run here: the same numbers as those of the CPU, in float64 to 1e-11."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,7 @@ from lstmjax.recurrence import accelerator, linear, platforms
 from lstmjax.recurrence.inputs import Sequence, prepare
 from lstmjax.recurrence.parts import Parts, Plan, take_apart
 from lstmjax.recurrence.scan import first_step, record_output, record_state
-from tests.cells import compiled, problem, same
+from tests.cells import cases, compiled, problem, same
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -65,9 +67,13 @@ def both(cell, record, *, reverse=False, **data):
     return compiled(lambda *args: list(run(*args)), params, xs, state)
 
 
-@pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("name", CELLS)
-def test_the_same_numbers(name, options):
+EVERY = list(itertools.product(CELLS, OPTIONS))
+QUICK = [("lstm", "reverse"), ("gru", "mask and resets"), ("projected", "reverse"), ("slstm", "mask and resets")]
+
+
+@pytest.mark.parametrize("case", cases(EVERY, slow=[case for case in EVERY if case not in QUICK]), ids=str)
+def test_the_same_numbers(case):
+    name, options = case
     cell = CELLS[name]
     record = record_state if options == "reverse" else record_output
     (forward, *others), (forward_there, *others_there) = both(cell, record, **OPTIONS[options])
@@ -76,8 +82,8 @@ def test_the_same_numbers(name, options):
     same(others_there, others, 1e-11)
 
 
-def lowered_for(platform, function, *args):
-    return jax.jit(function).trace(*args).lower(lowering_platforms=(platform,)).as_text()
+def lowered_for(platforms, function, *args):
+    return jax.jit(function).trace(*args).lower(lowering_platforms=platforms).as_text()
 
 
 @pytest.mark.parametrize("transform", [lambda f: f, jax.grad, lambda f: jax.grad(jax.checkpoint(f)), jax.hessian])
@@ -86,7 +92,7 @@ def test_a_program_is_of_the_platform_it_is_lowered_for(transform):
     cell = CELLS["lstm"]
     params, xs, _ = problem(cell, (T, B, I), dtype=jnp.float32)
     run = transform(lambda xs: jnp.sin(lstmjax.unroll(cell, params, xs)[1]).sum())
-    texts = {platform: lowered_for(platform, run, xs) for platform in ("cpu", "cuda", "tpu")}
+    texts = {platform: lowered_for((platform,), run, xs) for platform in ("cpu", "cuda", "tpu")}
     hoisted = {platform: f"tensor<{T}x{B}x{I}xf32>, tensor<{I}x20xf32>" in text for platform, text in texts.items()}
     assert hoisted == {"cpu": False, "cuda": transform is not jax.hessian, "tpu": transform is not jax.hessian}
 
@@ -118,7 +124,6 @@ def log_norms(cell, params, xs):
     return gradients.adjoint_norms(cell, params, xs, lambda states: (states.h[-1] ** 2).sum())
 
 
-@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
 @pytest.mark.parametrize(
     "instrument",
     [
@@ -130,17 +135,16 @@ def log_norms(cell, params, xs):
         lambda *args: gradients.per_step_param_grads(*args, lambda states: states.h.sum()),
     ],
 )
-def test_the_instruments_take_their_products_at_the_highest_precision(instrument, platform):
+def test_the_instruments_take_their_products_at_the_highest_precision(instrument):
     cell = CELLS["lstm"]
     params, xs, _ = problem(cell, (T, B, I), dtype=jnp.float32)
-    text = lowered_for(platform, lambda *args: instrument(cell, *args), params, xs)
+    text = lowered_for(("cpu", "cuda", "tpu"), lambda *args: instrument(cell, *args), params, xs)
     products = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
     assert products
     assert all("precision = [HIGHEST, HIGHEST]" in line for line in products)
 
 
-@pytest.mark.parametrize("platform", ["cpu", "cuda"])
-def test_a_precision_set_where_the_unroll_stands_is_that_of_every_way(platform):
+def test_a_precision_set_where_the_unroll_stands_is_that_of_every_way():
     cell = CELLS["lstm"]
     params, xs, _ = problem(cell, (T, B, I), dtype=jnp.float32)
 
@@ -149,6 +153,6 @@ def test_a_precision_set_where_the_unroll_stands_is_that_of_every_way(platform):
             ys, pull = jax.vjp(lambda xs: lstmjax.unroll(cell, params, xs)[1], xs)
         return pull(ys)
 
-    products = [line for line in lowered_for(platform, run, xs).splitlines() if "stablehlo.dot_general" in line]
+    products = [line for line in lowered_for(("cpu", "cuda"), run, xs).splitlines() if "stablehlo.dot_general" in line]
     assert products
     assert all("precision = [HIGHEST, HIGHEST]" in line for line in products)

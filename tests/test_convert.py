@@ -16,6 +16,7 @@ import pytest
 
 from lstmjax import convert, gru, init_stack, lstm, rnn, unroll_stack
 from lstmjax.cells.projected import projected_lstm
+from tests.cells import cases
 
 T, B = 5, 2
 PROJECTION_WARNING = "ignore:LSTM with projections is not supported with oneDNN"
@@ -141,7 +142,10 @@ PEERS = [
 ]
 
 
-@pytest.fixture(params=PEERS, ids=lambda peer: f"{peer[0].__name__} {peer[1]}")
+@pytest.fixture(
+    params=cases(PEERS, slow=[peer for peer in PEERS if peer[0] is keras]),
+    ids=[f"{peer[0].__name__} {peer[1]}" for peer in PEERS],
+)
 def peer(request):
     build, name = request.param
     rng = np.random.default_rng(PEERS.index(request.param))
@@ -331,7 +335,7 @@ def test_float64(x64, tmp_path):
     assert_equal(convert.from_linen(convert.to_linen(params[0][0])), params[0][0])
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+@pytest.mark.parametrize("dtype", cases(["float16", "bfloat16", "float64"], slow=["float16", "float64"]))
 def test_every_float_elsewhere(dtype):
     eqx, nnx = pytest.importorskip("equinox"), pytest.importorskip("flax.nnx")
     with jax.enable_x64(dtype == "float64"):
@@ -417,6 +421,7 @@ def test_haiku_picks_the_lstm_by_name():
         assert_equal(convert.from_haiku({"linear": linear, name: module}), wanted)
 
 
+@pytest.mark.slow
 def test_keras_layers_themselves():
     keras = keras_library()
     for layer in (
@@ -433,6 +438,7 @@ def test_keras_layers_themselves():
         assert_equal(convert.from_keras(layer), convert.from_keras([w + 1 for w in convert.to_keras(params)]))
 
 
+@pytest.mark.slow
 def test_keras_layers_whose_settings_leave_the_computation_alone():
     # Dropout is for training; what an initialiser drew, and how steps are compiled, is no matter; a state is a call's.
     keras = keras_library()

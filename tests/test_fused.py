@@ -1,6 +1,6 @@
 """The fused unroll: the same numbers as the scan, to every order, from fewer and larger products."""
 
-import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ import pytest
 import lstmjax
 from lstmjax import unroll
 from lstmjax.recurrence import linear
-from tests.cells import CELLS, block_elements, compiled, problem, same
+from tests.cells import CELLS, MOST_CELLS, block_elements, cases, compiled, problem, same
 from tests.cells import loss_of as loss_of_run
 
 
@@ -38,37 +38,31 @@ OPTIONS = {
     },
     "remat": {"remat_block": 16},
 }
-# Blocks of lengths that do and do not divide T.
-BLOCKS = {"blocks of the least size": 1, "small blocks": 64, "one block": 2**19}
-
-
-@functools.cache
-def values_and_gradients(name, options):
-    """By the scan, and by the fused unroll in blocks of every size."""
-    cell, options = CELLS[name], OPTIONS[options]
-
-    def every_way(*args):
-        def run(implementation):
-            return jax.value_and_grad(loss_of(cell, implementation, **options), argnums=(0, 1, 2))(*args)
-
-        ways = {"scan": run("scan")}
-        for blocks, elements in BLOCKS.items():
-            with block_elements(elements):
-                ways[blocks] = run("fused")
-        return ways
-
-    return compiled(every_way, *problem(cell, (70, 2, 3)))
+# Blocks of lengths that do and do not divide T, by how many elements they hold: one step each, some, all.
+EVERY = list(itertools.product(OPTIONS, (1, 64, 2**19)))
+QUICK = [
+    ("plain", 1), ("plain", 2**19), ("lengths", 64), ("mask and resets", 64), ("reverse", 1), ("reverse", 64),
+    ("remat", 64),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["lstm", "gru", "rnn"])
-@pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("blocks", BLOCKS)
-def test_equals_the_scan(name, options, blocks):
-    ways = values_and_gradients(name, options)
-    same(ways[blocks], ways["scan"], 1e-11)
+@pytest.mark.parametrize("case", cases(EVERY, slow=[case for case in EVERY if case not in QUICK]))
+def test_equals_the_scan(name, case):
+    options, elements = case
+
+    def both(*args):
+        def run(implementation):
+            loss = loss_of(CELLS[name], implementation, **OPTIONS[options])
+            return jax.value_and_grad(loss, argnums=(0, 1, 2))(*args)
+
+        with block_elements(elements):
+            return run("fused"), run("scan")
+
+    same(*compiled(both, *problem(CELLS[name], (70, 2, 3))), 1e-11)
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", MOST_CELLS)
 def test_equals_the_scan_for_any_shape(name):
     cell = CELLS[name]
     shapes = [(9, 2, 3), (1, 3), (0, 2, 3), (2, 0, 3), (3, 1, 2, 3)]

@@ -99,6 +99,7 @@ def test_cells_of_one_kind_compile_once():
     assert _norms_backwards._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_a_run_cut_short_leaves_what_it_measured(tmp_path, monkeypatch, capsys):
     settings = job.Settings(out=tmp_path, lengths=(4,), seeds=1, windows=1, hidden_size=4, progress=False)
 

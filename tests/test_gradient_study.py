@@ -71,6 +71,7 @@ def test_the_logistic_network_loses_the_most_by_depth(results):
     assert deepest["logistic"] < deepest["ReLU"] < deepest["tanh"]
 
 
+@pytest.mark.slow
 def test_a_run_cut_short_leaves_what_it_measured(tmp_path, monkeypatch):
     def cut(settings):
         raise KeyboardInterrupt

@@ -9,7 +9,7 @@ import pytest
 import lstmjax
 from lstmjax import unroll
 from lstmjax.gradients import adjoint_norms, decay_fit
-from tests.cells import CELLS, compiled, problem
+from tests.cells import CELLS, MOST_CELLS, cases, compiled, problem
 
 
 def norms_by_perturbation(cell, params, xs, loss_fn, state, **options):
@@ -31,7 +31,7 @@ def norms_by_perturbation(cell, params, xs, loss_fn, state, **options):
     return compiled(lambda zeros: jax.tree.map(lambda g: jnp.log(jnp.linalg.norm(g, axis=-1)), by_zeros(zeros)), zeros)
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", MOST_CELLS)
 def test_equals_the_plain_derivative(name, x64):
     cell = CELLS[name]
     params, xs, state = problem(cell, (9, 2, 3))
@@ -43,7 +43,7 @@ def test_equals_the_plain_derivative(name, x64):
     chex.assert_trees_all_close(got, norms_by_perturbation(cell, params, xs, last, state), atol=1e-10)
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", MOST_CELLS)
 def test_a_loss_at_every_step(name, x64):
     cell = CELLS[name]
     params, xs, state = problem(cell, (9, 2, 3))
@@ -88,7 +88,7 @@ def test_lengths_are_truncation(x64):
         assert np.isnan(got.h[n + 1 :, row]).all()
 
 
-@pytest.mark.parametrize("name", ["lstm", "gru", "rnn"])
+@pytest.mark.parametrize("name", cases(["lstm", "gru", "rnn"], slow=["gru", "rnn"]))
 def test_float32_stays_right_far_below_its_smallest_number(name):
     cell = CELLS[name]
     params, xs, state = problem(cell, (5000, 2, 3), dtype=jnp.float32)

@@ -11,7 +11,7 @@ from lstmjax import state_history
 from lstmjax.gradients import cell_highway, jacobian, jacobian_norms
 from lstmjax.gradients.linear import linearised
 from lstmjax.recurrence.scan import Timeline, advance
-from tests.cells import CELLS, HIDDEN, problem
+from tests.cells import CELLS, HIDDEN, MOST_CELLS, cases, problem
 
 
 def explicit(cell, params, xs, state, mask=None, resets=None, detach=False):
@@ -47,7 +47,7 @@ def blocks_of(matrix, names):
     return blocks
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", MOST_CELLS)
 def test_equals_the_product_of_step_jacobians(name, x64):
     cell = CELLS[name]
     args = problem(cell, (12, 2, 3))
@@ -59,7 +59,7 @@ def test_equals_the_product_of_step_jacobians(name, x64):
         chex.assert_trees_all_close(getattr(got, which), want, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["lstm", "gru"])
+@pytest.mark.parametrize("name", cases(["lstm", "gru"], slow=["gru"]))
 def test_without_the_matrix(name, x64):
     cell = CELLS[name]
     args = problem(cell, (40, 2, 3))

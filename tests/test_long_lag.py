@@ -88,6 +88,7 @@ def finished(r, *, solved=True, error=0.01):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cell_name", ["tanh RNN uniform", "LSTM chrono"])
 def test_what_is_felt_of_the_first_step(cell_name):
     run = long_lag.plan(

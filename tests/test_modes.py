@@ -1,5 +1,7 @@
 """JAX's strict modes, and sizes of zero: everything public of the core works in them."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 
 import lstmjax
 from lstmjax import init_stack, state_history, unroll, unroll_stack
-from tests.cells import problem
+from tests.cells import cases, problem
 
 CELLS = {
     "lstm": lstmjax.lstm(4),
@@ -16,10 +18,17 @@ CELLS = {
     "projected": lstmjax.projected_lstm(4, 2),
     "a step": lstmjax.lstm(4).replace(step=lambda *a: lstmjax.lstm_step(*a)),
 }
+
+
+@contextlib.contextmanager
+def finite():
+    with jax.debug_nans(True), jax.debug_infs(True):
+        yield
+
+
 MODES = {
     "rank promotion": lambda: jax.numpy_rank_promotion("raise"),
-    "debug_nans": lambda: jax.debug_nans(True),
-    "debug_infs": lambda: jax.debug_infs(True),
+    "debug_nans and debug_infs": finite,
     "disable_jit": lambda: jax.disable_jit(),
 }
 
@@ -52,7 +61,7 @@ def test_a_stack_under_rank_promotion():
     assert ys.shape == (5, 2, 3)
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", cases(CELLS, slow=["rnn", "projected"]))
 @pytest.mark.parametrize(("steps", "rows", "inputs"), [(0, 2, 3), (5, 0, 3), (5, 2, 0), (0, 0, 0)])
 @pytest.mark.parametrize("block", [None, 2])
 def test_sizes_of_zero(name, steps, rows, inputs, block):

@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 import lstmjax
 from lstmjax import unroll
-from tests.cells import problem
+from tests.cells import cases, problem
 
 pytestmark = pytest.mark.skipif(jax.device_count() < 2, reason="wants two devices")
 
@@ -45,7 +45,7 @@ def modules():
     return params, jax.value_and_grad(of, has_aux=True)
 
 
-def cases(name):
+def case(name):
     xs = problem(lstmjax.lstm(4), (12, 4, 3), dtype=jnp.float32)[1]
     if name == "module":
         params, run = modules()
@@ -62,9 +62,9 @@ def close(got, want):
 DATA = (P(None, "data"), P("data"), P(None, "data"))
 
 
-@pytest.mark.parametrize("name", [*CELLS, "module"])
+@pytest.mark.parametrize("name", cases([*CELLS, "module"], slow=["gru", "projected"]))
 def test_inside_shard_map(name):
-    run, args = cases(name)
+    run, args = case(name)
     mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
 
     def part(*args):
@@ -78,9 +78,9 @@ def test_inside_shard_map(name):
 
 
 @pytest.mark.parametrize("axes", [AxisType.Explicit, AxisType.Auto], ids=str)
-@pytest.mark.parametrize("name", [*CELLS, "module"])
+@pytest.mark.parametrize("name", cases([*CELLS, "module"], slow=["gru", "a step"]))
 def test_on_a_mesh(name, axes):
-    run, args = cases(name)
+    run, args = case(name)
     want = jax.jit(run)(*args)
     mesh = jax.make_mesh((2,), ("data",), axis_types=(axes,))
     with jax.set_mesh(mesh):

@@ -25,7 +25,7 @@ from lstmjax.gradients import (
     truncation_bias,
 )
 from lstmjax.gradients.linear import blank_padding
-from tests.cells import problem
+from tests.cells import cases, compiled, inner, problem
 
 ZEROS = jax.nn.initializers.zeros
 CELL = lstmjax.lstm(3)
@@ -56,18 +56,21 @@ INSTRUMENTS = {
 WITH_LENGTHS = [name for name in INSTRUMENTS if name not in ("lyapunov_spectrum", "flossing_penalty")]
 
 
+NARROW = ["bfloat16", "float16"]
+
+
 class TestNarrowFloats:
     """Nothing is summed, and no matrix decomposed, in less than float32."""
 
+    @pytest.mark.parametrize("dtype", cases(NARROW, slow=["float16"]))
     @pytest.mark.parametrize("name", INSTRUMENTS)
-    def test_they_are_read_in_float32(self, name):
-        for dtype in (jnp.bfloat16, jnp.float16):
-            narrow = problem(CELL, (6, 2, 3), dtype=dtype)
-            wide = jax.tree.map(lambda a: a.astype(jnp.float32), narrow)
-            got, want = (INSTRUMENTS[name](CELL, *args) for args in (narrow, wide))
-            chex.assert_trees_all_equal(got, want)
+    def test_they_are_read_in_float32(self, name, dtype):
+        narrow = problem(CELL, (6, 2, 3), dtype=jnp.dtype(dtype))
+        wide = jax.tree.map(lambda a: jnp.asarray(np.asarray(a, np.float32)), narrow)
+        got, want = (INSTRUMENTS[name](CELL, *args) for args in (narrow, wide))
+        chex.assert_trees_all_equal(got, want)
 
-    @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+    @pytest.mark.parametrize("dtype", cases(NARROW, slow=["float16"]))
     def test_a_sum_over_a_long_lag_does_not_stand_still(self, dtype):
         # ∂/∂c_0 of Σ c_t where nothing is forgotten: one for each state. In bfloat16, 256 + 1 is 256.
         cell = lstmjax.lstm(2, forget_bias=20.0, w_h_init=ZEROS, w_x_init=ZEROS)
@@ -76,7 +79,7 @@ class TestNarrowFloats:
         norms = adjoint_norms(cell, params, jnp.zeros((1000, 3), dtype), lambda s: s.c.sum(), start)
         np.testing.assert_allclose(np.exp(norms.c[0]), 1001 * np.sqrt(2), rtol=1e-4)
 
-    @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+    @pytest.mark.parametrize("dtype", cases(NARROW, slow=["float16"]))
     def test_gates_over_many_steps_and_rows(self, dtype):
         cell = lstmjax.lstm(8)
         params = cell.init(jax.random.key(0), 3, jnp.float32)
@@ -87,7 +90,7 @@ class TestNarrowFloats:
         np.testing.assert_allclose(got.timescale, want.timescale, rtol=0.01)
         np.testing.assert_allclose(got.mean.mean(), 0.68, atol=0.02)
 
-    @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+    @pytest.mark.parametrize("dtype", cases(NARROW, slow=["float16"]))
     def test_a_line(self, dtype):
         lags = np.arange(1000)
         y = jnp.asarray(-0.1 * lags, dtype)
@@ -171,7 +174,7 @@ class TestLengths:
         args = problem(cell, (300, 2, 1), dtype=jnp.float32)
         run = {"gate_values": gate_values, **INSTRUMENTS}[name]
         want = run(cell, *args, lengths=jnp.asarray(self.ends, jnp.int32))
-        for dtype in INTEGERS:
+        for dtype in ("int8", "uint8"):  # in which 300 is 44: what is longer is counted no other way
             chex.assert_trees_all_equal(run(cell, *args, lengths=jnp.asarray(self.ends, dtype)), want)
 
 
@@ -181,16 +184,11 @@ class TestDerivatives:
     resets = np.arange(7)[:, None] == np.array([3, 20])
     bare = lstmjax.lstm(3, w_h_init=ZEROS)  # no way but the highway
 
-    # Truncation stops gradients, and so has no derivative that differences would show.
-    @pytest.mark.parametrize("resets", [None, resets], ids=["no reset", "resets"])
+    # Truncation stops gradients, and so has no derivative that differences would show. Of the two rows one has a reset.
     @pytest.mark.parametrize("name", [name for name in INSTRUMENTS if name != "truncation_bias"])
-    def test_with_respect_to_the_parameters(self, name, resets, x64):
-        if resets is not None and name not in WITH_LENGTHS:
-            pytest.skip("takes no resets")
+    def test_with_respect_to_the_parameters(self, name, x64):
         params, xs, state = problem(CELL, (7, 2, 3))
-        options = {} if resets is None else {"resets": resets}
-        if name in ("lyapunov_spectrum", "flossing_penalty"):
-            options = {"leading": 2}
+        options = {"resets": self.resets} if name in WITH_LENGTHS else {"leading": 2}
 
         def run(params):
             numbers = INSTRUMENTS[name](CELL, params, xs, state, **options)
@@ -198,22 +196,31 @@ class TestDerivatives:
                 return numbers
             return {gate: (n.mean, n.timescale) for gate, n in numbers.items()}  # of shares there is no derivative
 
-        @jax.jit
         def finite(params):
             leaves = [leaf for leaf in jax.tree.leaves(run(params)) if jnp.issubdtype(leaf.dtype, jnp.floating)]
             return sum(jnp.where(jnp.isfinite(leaf), leaf, 0).sum() for leaf in leaves)
 
-        check_grads(finite, (params,), order=1, modes=("rev",), eps=1e-6, rtol=1e-5)
+        self.same_by_differences(finite, params)
+
+    def same_by_differences(self, function, params):
+        along = problem(CELL, (7, 2, 3), seed=1)[0]
+
+        def both(params, along):
+            moved = [jax.tree.map(lambda p, a, by=by: p + by * a, params, along) for by in (-1e-6, 1e-6)]
+            below, above = jax.lax.map(function, jax.tree.map(lambda *p: jnp.stack(p), *moved))
+            return (above - below) / 2e-6, inner(jax.grad(function)(params), along)
+
+        np.testing.assert_allclose(*compiled(both, params, along), rtol=1e-5)
 
     def test_of_the_highway_where_there_is_no_other_way(self, x64):
         params, xs, state = problem(self.bare, (7, 2, 3))
         params = params._replace(w_h=jnp.zeros_like(params.w_h))
-        parts = jax.jit(lambda params: cell_highway(self.bare, params, xs, state))
-        for field in ("full", "highway", "log_forget"):
-            check_grads(
-                lambda params, field=field: getattr(parts(params), field)[0].sum(), (params,), order=1, modes=("rev",),
-                eps=1e-6, rtol=1e-5,
-            )  # fmt: skip
+
+        def each(params):
+            parts = cell_highway(self.bare, params, xs, state)
+            return 1.0 * parts.full[0].sum() + 2.0 * parts.highway[0].sum() + 3.0 * parts.log_forget[0].sum()
+
+        self.same_by_differences(each, params)
 
     def test_of_a_line(self, x64):
         lags = np.arange(12.0)

@@ -1,5 +1,7 @@
 """Values and gradients against independent implementations: NumPy, finite differences, PyTorch."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 import lstmjax
 from lstmjax import unroll
 from tests import reference
-from tests.cells import CELLS, compiled, inner, loss_of, problem, same
+from tests.cells import CELLS, MOST_CELLS, cases, compiled, inner, loss_of, problem, same
 
 
 def test_lstm_equals_numpy(x64):
@@ -31,7 +33,7 @@ def test_lstm_equals_numpy(x64):
         np.testing.assert_allclose(got, want, atol=1e-10, rtol=0)
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", MOST_CELLS)
 def test_derivatives_equal_finite_differences(name, x64):
     # Forward and reverse mode, first and second order, along one direction in all arguments at once.
     cell, eps = CELLS[name], 1e-6
@@ -84,10 +86,16 @@ def params_from_torch(model, layer, suffix=""):
     return kind(w_x, w_h, b_x + b_h)
 
 
+# How many layers, whether of two directions, whether of padded sequences. A padded batch has a full row too.
+QUICK = [(1, False, False), (1, True, True), (2, True, True)]
+EVERY = list(itertools.product((1, 2, 3), (False, True), (False, True)))
+FORMS = cases(EVERY, slow=[form for form in EVERY if form not in QUICK])
+
+
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
-@pytest.mark.parametrize(("layers", "bidirectional"), [(1, False), (1, True), (3, False), (2, True)])
-@pytest.mark.parametrize("padded", [False, True])
-def test_equals_pytorch(kind, layers, bidirectional, padded):
+@pytest.mark.parametrize("form", FORMS)
+def test_equals_pytorch(kind, form):
+    layers, bidirectional, padded = form
     torch, model = torch_model(kind, layers, bidirectional, seed=layers)
     cell = {"LSTM": lstmjax.lstm, "GRU": lstmjax.gru, "RNN": lstmjax.rnn}[kind](5)
     net = [(cell, cell) if bidirectional else cell] * layers

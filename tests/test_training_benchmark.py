@@ -76,6 +76,7 @@ def test_results_have_the_promised_form(tmp_path):
     assert results["entropies"]["bigram"] < results["entropies"]["unigram"]
 
 
+@pytest.mark.slow
 def test_disagreement_is_an_error(monkeypatch):
     def off(*arguments):
         trainer = TRAINERS["lstmjax"](*arguments)

@@ -250,6 +250,7 @@ def test_mgu_is_that_of_flax(reset_gate):
     assert jax.tree.map(jnp.shape, theirs) == jax.tree.map(jnp.shape, ours)
 
 
+@pytest.mark.slow
 def test_gru_reset_before_is_that_of_keras(monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "jax")
     keras = pytest.importorskip("keras")

@@ -10,7 +10,7 @@ import pytest
 import lstmjax
 from lstmjax import init, unroll
 from lstmjax.gradients import gate_values
-from tests.cells import compiled, loss_of, problem, same
+from tests.cells import cases, compiled, loss_of, problem, same
 
 T, B, I, H = 6, 2, 3, 4
 LENGTHS = np.array([T, 4])
@@ -133,7 +133,7 @@ ZOO = {
     "conv_lstm 3": (lstmjax.conv_lstm(H, (2, 3, 2), kernel_size=(3, 2, 1)), conv_lstm(wrap=False), "forget", None),
 }  # fmt: skip
 SPACE = {"conv_lstm 1": (5,), "conv_lstm 2": (3, 4), "conv_lstm 3": (2, 3, 2)}
-named = pytest.mark.parametrize("name", ZOO)
+named = pytest.mark.parametrize("name", cases(ZOO, slow=["conv_lstm 1", "conv_lstm 3"]))
 
 
 def drawn(name, dtype=jnp.float64):
