@@ -17,20 +17,16 @@ arithmetic of :mod:`lstmjax.gates`, which computes every number here::
 
 As a program, on the slides' unit::
 
-    python -m lstmjax.explain --c 2 --h 1 --x 1 --picture unit.png
-    python -m lstmjax.explain --sequence A B --picture companies.png
+    lstmjax explain --c 2 --h 1 --x 1 --picture unit.png
+    lstmjax explain --sequence A B --picture companies.png
 
 Source: StatQuest, "Long Short-Term Memory, clearly explained", for the words; :mod:`lstmjax.gates` for the equations.
 """
 
-import argparse
-import dataclasses
 import itertools
 import sys
 import textwrap
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +46,6 @@ from lstmjax.gates import (
     split_gates,
     update_cell_state,
 )
-from lstmjax.tasks.companies import COMPANIES, company_values, slide_unit
 from lstmjax.unroll import state_history
 
 Row = tuple[str, str, str, str]
@@ -405,91 +400,7 @@ def _sum(a: Any, b: Any) -> str:
     return f"{_short(a)} {_signed(b)}"
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What the program is to run and to draw.
-
-    Attributes:
-        c: long-term memory before the first step; None is 2 for one step, 0 for a sequence.
-        h: short-term memory before the first step; None is 1 for one step, 0 for a sequence.
-        x: input of the one step; None is 1.
-        sequence: the companies to run over days 1 to 4, instead of one step.
-        picture: file to save the drawing to, .png or .svg.
-    """
-
-    c: float | None = None
-    h: float | None = None
-    x: float | None = None
-    sequence: tuple[Literal["A", "B"], ...] = ()
-    picture: Path | None = None
-
-    def __post_init__(self):
-        """Refuses what cannot be run or drawn, before anything is computed."""
-        if self.sequence and self.x is not None:
-            raise ValueError("x is the input of one step, and sequence brings its own; give one of them")
-        if len(set(self.sequence)) < len(self.sequence):
-            raise ValueError(f"sequence is {' '.join(self.sequence)}; wanted each company once")
-        if self.picture is not None and self.picture.suffix.lower() not in (".png", ".svg"):
-            raise ValueError(f"picture is {self.picture}; wanted a name that ends in .png or .svg")
-
-
-def main(settings: Settings) -> None:
-    """Prints the tables, computed in double precision, and saves the drawing where one is asked for."""
-    drawing = None if settings.picture is None else _drawing()
-    c, h = (0.0, 0.0) if settings.sequence else (2.0, 1.0)
-    c, h = c if settings.c is None else settings.c, h if settings.h is None else settings.h
-    x = 1.0 if settings.x is None else settings.x
-    with jax.enable_x64(True):
-        params = slide_unit(dtype=jnp.float64)
-        state = LSTMState(c=jnp.array([c]), h=jnp.array([h]))
-        if settings.sequence:
-            days = {n: explain_sequence(params, company_values(n, jnp.float64), state) for n in settings.sequence}
-            targets = {f"company {n}": COMPANIES[n].target for n in days}
-            for n, steps in days.items():
-                print(f"Company {n}: day 5 predicted as {steps.new_h[-1]:.4f}, wanted {COMPANIES[n].target:g}\n")
-                print(f"{format_sequence(steps, step='day')}\n")
-            titled = {f"company {n}": steps for n, steps in days.items()}
-            figure = drawing and drawing.memory_diagram(titled, step="day", targets=targets)
-        else:
-            step = explain_step(params, state, jnp.array([x]))
-            print(f"{format_explanation(step)}\n")
-            figure = drawing and drawing.unit_diagram(step)
-    if figure and settings.picture:
-        settings.picture.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(settings.picture)
-        print(f"Saved {settings.picture}")
-
-
-def _drawing() -> Any:
-    try:
-        from lstmjax import drawing
-    except ImportError as error:
-        sys.exit(f"--picture: {error}")
-    return drawing
-
-
-def _command_line(arguments: Sequence[str] | None = None) -> Settings:
-    """The settings in a command line; it ends the program where they are none."""
-    parser = argparse.ArgumentParser(
-        prog="python -m lstmjax.explain",
-        description="Run one LSTM unit with numbers, as a lecture's slides do: one step, or two companies' share "
-        "values day by day.",
-    )
-    for name, words in (
-        ("--c", "long-term memory before the first step; default 2, and 0 for a sequence"),
-        ("--h", "short-term memory before the first step; default 1, and 0 for a sequence"),
-        ("--x", "input of the one step; default 1"),
-    ):
-        parser.add_argument(name, type=float, metavar="NUMBER", help=words)
-    words = "the companies to run over days 1 to 4, instead of one step"
-    parser.add_argument("--sequence", nargs="+", choices=tuple(COMPANIES), default=(), help=words)
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="where to save the drawing, .png or .svg")
-    given = parser.parse_args(arguments)
-    try:
-        return Settings(given.c, given.h, given.x, tuple(given.sequence), given.picture)
-    except ValueError as error:
-        parser.error(str(error))
-
-
 if __name__ == "__main__":
-    main(_command_line())
+    from lstmjax.program import main
+
+    main(["explain", *sys.argv[1:]])
