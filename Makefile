@@ -1,6 +1,7 @@
 # Two commands on a fresh machine with Python 3.11 or newer, pip and make:
 #
-#   make gradients    set up, then measure how the gradient of an RNN and of an LSTM decays; results in out/
+#   make gradients    set up, then measure how the gradient of an RNN and of an LSTM decays; results in out/,
+#                     with a page to read, out/gradient_norms.html
 #   make test         set up, then run the tests
 #
 # And: test-slow (the tests that are slow and rarely wrong: the README and the notebooks, the site, whole benchmarks,
@@ -113,7 +114,8 @@ clean:
 $(VENV)/.installed-%: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "lstmjax needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12"; exit 1; }
-	@echo "Setting up $(VENV) with '$(subst -,$(comma),$*)', once: SETUP"
+	@echo "Setting up $(VENV) for '$(subst -,$(comma),$*)', once; it takes" \
+		"$(if $(filter plots,$*),a minute and 0.9 GB,two minutes or more and 1.6 GB or more), most of it to download."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --editable '.[$(subst -,$(comma),$*)]'
