@@ -46,6 +46,7 @@ from lstmjax.gates import (
     split_gates,
     update_cell_state,
 )
+from lstmjax.numerals import aligned, short, signed
 from lstmjax.unroll import state_history
 
 Row = tuple[str, str, str, str]
@@ -249,12 +250,12 @@ def format_sequence(explanation: Explanation, *, step: str = "step") -> str:
     lines = [head, "-" * len(head)]
     if len(e.c):
         own_h = e.h[0, e.unit[0]]
-        lines.append(line("start", *("" for _ in x), "", "", "", "", _value(e.c[0]), _value(own_h)))
+        lines.append(line("start", *("" for _ in x), "", "", "", "", aligned(e.c[0]), aligned(own_h)))
     for t in range(len(e.c)):
         f, i, o = (f"{100 * float(gate.value[t]):.1f}" for gate in (e.forget, e.input, e.output))
-        inputs = [_value(e.x[t, 0])] if numeric else []
-        memories = _value(e.new_c[t]), _value(e.new_h[t])
-        lines.append(line(str(t + 1), *inputs, f, i, _value(e.candidate.value[t]), o, *memories))
+        inputs = [aligned(e.x[t, 0])] if numeric else []
+        memories = aligned(e.new_c[t]), aligned(e.new_h[t])
+        lines.append(line(str(t + 1), *inputs, f, i, aligned(e.candidate.value[t]), o, *memories))
     return "\n".join(lines)
 
 
@@ -314,28 +315,28 @@ def _rows(e: Explanation) -> list[list[Row]]:
     """The rows of a step in three stages, as the slides take them, after what it starts from."""
     f, i, g, o = e.forget, e.input, e.candidate, e.output
     before = [
-        ("long-term memory", "cell state c", "", _value(e.c)),
-        ("short-term memory", "hidden state h", "", _value(e.h[0]) if len(e.h) == 1 else f"{len(e.h)} units"),
-        ("input", "input x", "", _value(e.x[0]) if len(e.x) == 1 else f"{len(e.x)} inputs"),
+        ("long-term memory", "cell state c", "", aligned(e.c)),
+        ("short-term memory", "hidden state h", "", aligned(e.h[0]) if len(e.h) == 1 else f"{len(e.h)} units"),
+        ("input", "input x", "", aligned(e.x[0]) if len(e.x) == 1 else f"{len(e.x)} inputs"),
     ]
     forget = [
         *_gate_rows(e, f, "f", "sigmoid"),
-        ("% of long-term memory to remember", "forget gate f", f"σ({_short(f.z)})", _value(f.value)),
-        ("long-term memory remembered", "f c", _product(f.value, e.c), _value(e.kept)),
+        ("% of long-term memory to remember", "forget gate f", f"σ({short(f.z)})", aligned(f.value)),
+        ("long-term memory remembered", "f c", _product(f.value, e.c), aligned(e.kept)),
     ]
     update = [
         *_gate_rows(e, i, "i", "sigmoid"),
-        ("% of potential memory to remember", "input gate i", f"σ({_short(i.z)})", _value(i.value)),
+        ("% of potential memory to remember", "input gate i", f"σ({short(i.z)})", aligned(i.value)),
         *_gate_rows(e, g, "g", "tanh"),
-        ("potential long-term memory", "candidate g", f"tanh({_short(g.z)})", _value(g.value)),
-        ("potential memory remembered", "i g", _product(i.value, g.value), _value(e.added)),
-        ("new long-term memory", "cell state c'", f"f c + i g = {_sum(e.kept, e.added)}", _value(e.new_c)),
+        ("potential long-term memory", "candidate g", f"tanh({short(g.z)})", aligned(g.value)),
+        ("potential memory remembered", "i g", _product(i.value, g.value), aligned(e.added)),
+        ("new long-term memory", "cell state c'", f"f c + i g = {_sum(e.kept, e.added)}", aligned(e.new_c)),
     ]
     emit = [
         *_gate_rows(e, o, "o", "sigmoid"),
-        ("% of short-term memory to remember", "output gate o", f"σ({_short(o.z)})", _value(o.value)),
-        ("potential short-term memory", "tanh(c')", f"tanh({_short(e.new_c)})", _value(e.tanh_c)),
-        ("new short-term memory", "hidden state h'", f"o tanh(c') = {_product(o.value, e.tanh_c)}", _value(e.new_h)),
+        ("% of short-term memory to remember", "output gate o", f"σ({short(o.z)})", aligned(o.value)),
+        ("potential short-term memory", "tanh(c')", f"tanh({short(e.new_c)})", aligned(e.tanh_c)),
+        ("new short-term memory", "hidden state h'", f"o tanh(c') = {_product(o.value, e.tanh_c)}", aligned(e.new_h)),
     ]
     return [before, forget, update, emit]
 
@@ -348,10 +349,10 @@ def _gate_rows(e: Explanation, gate: Gate, name: str, function: str) -> list[Row
             terms.append(f"{'+ ' if terms else ''}({_product(values[0], weights[0])})")
         else:
             of = "short-term memories" if letter == "h" else "inputs"
-            rows.append((f"sum over {len(values)} {of}", f"{letter} · W_{letter}{name}", "", _value(part)))
-            terms.append(_signed(part) if terms else _short(part))
-    formula = f"{' '.join(terms)} {_signed(gate.b)}"
-    return [*rows, (f"x-axis coordinate of the {function}", f"pre-activation z_{name}", formula, _value(gate.z))]
+            rows.append((f"sum over {len(values)} {of}", f"{letter} · W_{letter}{name}", "", aligned(part)))
+            terms.append(signed(short(part)) if terms else short(part))
+    formula = f"{' '.join(terms)} {signed(short(gate.b))}"
+    return [*rows, (f"x-axis coordinate of the {function}", f"pre-activation z_{name}", formula, aligned(gate.z))]
 
 
 def _line(*row: str) -> list[str]:
@@ -364,40 +365,12 @@ def _line(*row: str) -> list[str]:
     return lines
 
 
-def _value(value: Any) -> str:
-    """A number to six decimals, or to four digits where it is very great or small."""
-    v = float(value) + 0.0  # and no zero has a sign
-    size = abs(v)
-    if size >= 1e6 or 0 < size < 1e-4:
-        return f"{v:.3e}"
-    return f"{v:.6f}" if size < 100 else f"{v:.4f}" if size < 1e4 else f"{v:.2f}"
-
-
-def _short(value: Any) -> str:
-    """A number to four decimals, without the zeros at its end, unless they stand for digits that it has.
-
-    >>> [_short(v) for v in (2.7, 1.0, 0.9999999, -12.3456, 1e-7, 0.0)]
-    ['2.7', '1', '1.0000', '-12.3456', '1e-07', '0']
-    """
-    v = float(value) + 0.0
-    if not 0.1 <= abs(v) < 1e5:
-        return f"{v:.3g}"
-    fixed = f"{v:.4f}"
-    stripped = fixed.rstrip("0").rstrip(".")
-    return fixed if "." not in stripped and float(stripped) != v else stripped
-
-
-def _signed(value: Any) -> str:
-    text = _short(value)
-    return f"- {text[1:]}" if text.startswith("-") else f"+ {text}"
-
-
 def _product(a: Any, b: Any) -> str:
-    return f"{_short(a)} × {_short(b)}"
+    return f"{short(a)} × {short(b)}"
 
 
 def _sum(a: Any, b: Any) -> str:
-    return f"{_short(a)} {_signed(b)}"
+    return f"{short(a)} {signed(short(b))}"
 
 
 if __name__ == "__main__":
