@@ -1,6 +1,7 @@
 # Two commands on a fresh machine with Python 3.11 or newer, pip and make:
 #
-#   make gradients    set up, then measure how the gradient of an RNN and of an LSTM decays; results in out/
+#   make gradients    set up, then measure how the gradient of an RNN and of an LSTM decays; results in out/,
+#                     with a page to read, out/gradient_norms.html
 #   make test         set up, then run the tests
 #
 # And: test-slow (the tests that are slow and rarely wrong: the README and the notebooks, the site, whole benchmarks,
@@ -25,8 +26,9 @@ INSTALLED := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
 
-gradients: $(INSTALLED)
-	$(BIN)/python -m benchmarks.gradient_norms --out $(OUT)
+# The main job wants no more than pictures do: of an environment that is there already, nothing.
+gradients: $(or $(wildcard $(INSTALLED)),$(VENV)/.installed-plots)
+	$(BIN)/lstmjax gradients --out $(OUT)
 
 # A file's tests stay with one worker, which so compiles once what they share.
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
@@ -72,9 +74,9 @@ throughput: $(INSTALLED)
 # What is committed: results, the tables made of them, and the notebooks with their outputs. The peers make the
 # comparison, so: make results EXTRAS=dev,peers.
 results: $(INSTALLED)
-	$(BIN)/python -m benchmarks.gradient_norms --out benchmarks/results
+	$(BIN)/lstmjax gradients --out benchmarks/results --overwrite
 	$(BIN)/python -m benchmarks.gradient_study --out benchmarks/results
-	$(BIN)/python -m lstmjax.explain --picture notebooks/unit.png
+	$(BIN)/lstmjax explain --picture notebooks/unit.png
 	$(BIN)/python -m benchmarks.throughput --out benchmarks/results
 	$(BIN)/python -m benchmarks.training --out benchmarks/results
 	$(BIN)/python -m benchmarks.write_tables
@@ -108,10 +110,13 @@ release: $(INSTALLED)
 clean:
 	rm -rf $(VENV) .venv-newest build dist .pytest_cache .ruff_cache .hypothesis docs/_build docs/api
 
-$(INSTALLED): pyproject.toml
+# Not quiet: what pip gathers is seen to move.
+$(VENV)/.installed-%: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "lstmjax needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12"; exit 1; }
+	@echo "Setting up $(VENV) for '$(subst -,$(comma),$*)', once; it takes" \
+		"$(if $(filter plots,$*),a minute and 0.9 GB,two minutes or more and 1.6 GB or more), most of it to download."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
-	touch $@
+	$(BIN)/python -m pip install --editable '.[$(subst -,$(comma),$*)]'
+	@touch $@

@@ -18,9 +18,7 @@ import tyro
 from numpy.typing import NDArray
 
 import lstmjax
-from benchmarks.gradient_norms import FLOAT32_TINY, make_cells, number
-from benchmarks.output import dump_json, environment, progress_bar
-from lstmjax import plot
+from lstmjax import numerals, plot
 from lstmjax.files import replacing
 from lstmjax.gradients import (
     GradientReport,
@@ -31,7 +29,10 @@ from lstmjax.gradients import (
     gradient_report,
     lyapunov_spectrum,
 )
-from lstmjax.gradients.report import format_half_life, power_of_ten
+from lstmjax.program.cells import headline
+from lstmjax.program.gradients import FLOAT32_TINY
+from lstmjax.program.output import dump_json, environment, number
+from lstmjax.progress import progress_bar
 from lstmjax.tasks import english_text, one_hot_text
 
 SectionName = Literal["forget bias", "initialisers", "spectral norm", "depth", "trained", "long lags"]
@@ -161,7 +162,7 @@ def forget_bias(settings: Settings) -> Section:
         panels[input_name] = lines
     rows = [
         [f"{bias:.0f}", f"{10 ** theory[n]:.2f}"]
-        + [format_half_life(10 ** np.median(panels[i][c].y[:, n])) for i in inputs for c in cells]
+        + [numerals.half_life(10 ** np.median(panels[i][c].y[:, n])) for i in inputs for c in cells]
         for n, bias in enumerate(biases)
     ]
     table = format_columns(["b_f", "theory"], list(inputs), list(cells), rows)
@@ -210,7 +211,7 @@ def initialisers(settings: Settings) -> Section:
                 values.append(value)
                 lives.append(life)
             panels[cell_name][name] = plot.Curve(np.arange(settings.length + 1), np.stack(curves))
-            life = format_half_life(float(np.median(lives)))
+            life = numerals.half_life(float(np.median(lives)))
             table.append(f"{cell_name.replace('$', ''):<16} {name:<30} {np.median(values):>15.3f} {life:>10}")
     return Section(records, "\n".join(table), {"": plot.gradient_decay(panels, underflow=FLOAT32_TINY)})
 
@@ -298,7 +299,7 @@ def depth(settings: Settings) -> Section:
     for what, lines in panels.items():
         for name, curve in lines.items():
             fall = float(np.median(curve.y[:, -1] - curve.y[:, 0]))
-            table.append(f"{what:<32} {name.replace('$', ''):<16} {power_of_ten(fall):>25}")
+            table.append(f"{what:<32} {name.replace('$', ''):<16} {numerals.power_of_ten(fall):>25}")
     return Section(records, "\n".join(table), {"": figure})
 
 
@@ -360,7 +361,8 @@ def long_lags(settings: Settings) -> Section:
     steps = settings.long_length
     records, lines = [], {}
     table = [f"{'cell':<20} {'half-life':>10} " + " ".join(f"{f'lag {lag}':>11}" for lag in _decades(steps))]
-    for name, cell in make_cells(settings.hidden_size, steps).items():
+    for name, candidate in headline(steps).items():
+        cell = candidate.make(settings.hidden_size)
         curves, lives = [], []
         for seed in range(settings.seeds):
             curve = decay(cell, seed, noise(seed, steps))
@@ -374,9 +376,9 @@ def long_lags(settings: Settings) -> Section:
         lines[name.replace("b_f", "$b_f$")] = plot.Curve(np.arange(steps + 1), np.stack(curves))
         with np.errstate(invalid="ignore"):
             left = [np.median([c[lag] - c[0] for c in curves]) for lag in _decades(steps)]
-        shown = (power_of_ten(e) if math.isfinite(e) else "0" for e in left)
+        shown = map(numerals.power_of_ten, left)
         life = float(np.median(lives))
-        table.append(f"{name:<20} {format_half_life(life):>10} " + " ".join(f"{s:>11}" for s in shown))
+        table.append(f"{name:<20} {numerals.half_life(life):>10} " + " ".join(f"{s:>11}" for s in shown))
     return Section(records, "\n".join(table), {"": plot.gradient_decay({"white noise": lines}, underflow=FLOAT32_TINY)})
 
 
@@ -424,7 +426,9 @@ def main(settings: Settings) -> None:
     """Measures, prints, and writes; what is measured is written even if the run is cut short."""
     settings.out.mkdir(parents=True, exist_ok=True)
     found: dict[str, Section] = {}
-    bar = progress_bar(run(settings), "gradient study", "section", settings.progress, len(settings.sections))
+    bar = progress_bar(
+        run(settings), "gradient study", "section", shown=settings.progress, total=len(settings.sections)
+    )
     try:
         for name, section in bar:
             found[name] = section

@@ -29,11 +29,11 @@ from numpy.typing import NDArray
 import lstmjax
 from benchmarks.long_lag_figure import long_lag_figure
 from benchmarks.long_lag_tasks import LAGS, PUBLISHED, Problem, TaskName, make_problem
-from benchmarks.output import dump_json, environment, progress_bar
-from lstmjax import training
+from lstmjax import numerals, training
 from lstmjax.files import replacing
 from lstmjax.gradients import adjoint_norms
-from lstmjax.gradients.report import power_of_ten
+from lstmjax.program.output import dump_json, environment, number
+from lstmjax.progress import progress_bar
 from lstmjax.tasks import Batch
 
 CellName = Literal["tanh RNN", "tanh RNN uniform", "GRU", "LSTM b_f=1", "LSTM chrono"]
@@ -276,11 +276,6 @@ def all_right_after(wrong: NDArray, window: int, batch_size: int) -> int | None:
     return int(span + np.argmax(clean)) * batch_size if clean.any() else None
 
 
-def number(value: Any) -> float | None:
-    """A float for JSON, to six digits, which knows neither NaN nor infinity: None in their place."""
-    return float(f"{float(value):.6g}") if math.isfinite(value) else None
-
-
 def execute(runs: list[Run], tell: Callable[[str], None]) -> Iterator[tuple[Run, dict[str, Any]]]:
     """Trains each run; the programs are compiled once for the seeds of a cell, outside the time of any."""
     shared: tuple[Any, Any] = None, None
@@ -337,7 +332,7 @@ def format_table(summary: list[dict[str, Any]]) -> str:
             sequences = f"> {row['max_sequences']}" if row["sequences"] is None else f"{row['sequences']}"
             error = "-" if row["test_error"] is None else f"{row['test_error']:.2g}"
             solved, wrong = f"{row['solved']}/{row['seeds']}", f"{row['test_wrong']}/{row['tested']}"
-            felt = "-" if row["log10_felt"] is None else power_of_ten(row["log10_felt"])
+            felt = "-" if row["log10_felt"] is None else numerals.power_of_ten(row["log10_felt"])
             lines.append(
                 f"{task:<16}{lag:>5}  {row['cell']:<18}{felt:>10}{solved:>8}{sequences:>11}{wrong:>11}{error:>9}"
                 f"{row['seconds']:>9.0f}"
@@ -390,7 +385,7 @@ def main(settings: Settings) -> None:
     todo = [run for run in runs if not run.done_in(records)]
     if len(todo) < len(runs):
         print(f"{len(runs) - len(todo)} of {len(runs)} runs are in {settings.out}/long_lag.json already")
-    bar = progress_bar([], "long lag", "run", settings.progress, len(todo))
+    bar = progress_bar([], "long lag", "run", shown=settings.progress, total=len(todo))
     left = len(todo)
     try:
         for run, record in execute(todo, lambda text: bar.set_postfix_str(text)):

@@ -23,10 +23,11 @@ from jax import lax
 from tqdm import tqdm
 
 import lstmjax
-from benchmarks.output import dump_json, environment, progress_bar
 from benchmarks.peers import JAX_PEERS, Peer, TorchPeer, lstmjax_peer
 from lstmjax.files import replacing
 from lstmjax.plot import speed_ratios
+from lstmjax.program.output import dump_json, environment
+from lstmjax.progress import progress_bar
 
 GRID = (
     "28,128,28,128", "100,32,64,128", "128,64,128,256", "1000,1,32,64", "200,16,8,32", "512,8,64,512", "50,256,32,64",
@@ -94,7 +95,7 @@ def main(settings: Settings) -> None:
     ]
     records: list[dict[str, Any]] = []
     memory: list[dict[str, Any]] = []
-    bar = progress_bar(points, "throughput", "point", settings.progress)
+    bar = progress_bar(points, "throughput", "point", shown=settings.progress)
     try:
         for shape, pass_name in bar:
             bar.set_postfix_str(f"{shape} {pass_name}")

@@ -22,10 +22,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from benchmarks.character_models import TRAINERS, Trainer, draw_weights
-from benchmarks.output import dump_json, environment, progress_bar
 from benchmarks.throughput import parse_shape, run_rounds, say_left_out
 from lstmjax.files import replacing
 from lstmjax.plot import LINES, STYLE
+from lstmjax.program.output import dump_json, environment
+from lstmjax.progress import progress_bar
 from lstmjax.tasks import Characters, Windows, bigram_entropy, character_windows, english_text, unigram_entropy
 
 TrainerName = Literal[
@@ -81,7 +82,7 @@ def main(settings: Settings) -> None:
     settings.out.mkdir(parents=True, exist_ok=True)
     names = ("lstmjax", *settings.peers)
     results: dict[str, list[dict[str, Any]]] = {"speed": [], "characters": []}
-    bar = progress_bar([], "training", "part", settings.progress, len(settings.shapes) + settings.epochs)
+    bar = progress_bar([], "training", "part", shown=settings.progress, total=len(settings.shapes) + settings.epochs)
     try:
         for shape in settings.shapes:
             bar.set_postfix_str(f"speed at {shape}")

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import gradient_norms, gradient_study, long_lag, throughput, training
+from benchmarks import gradient_study, long_lag, throughput, training
+from lstmjax.numerals import markdown_table
+from lstmjax.program import gradients
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -14,7 +16,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 def gradient_table() -> str:
     """Half-lives and what is left at three lags."""
-    return gradient_norms.format_table(read("gradient_norms.json")["fits"])
+    return gradients.format_table(read("gradient_norms.json")["fits"])
 
 
 def study_table(section: str) -> Callable[[], str]:
@@ -42,16 +44,10 @@ def training_summary() -> str:
     """Time of a training step next to that of lstmjax."""
     speed = read("training.json")["speed"]
     points = list(dict.fromkeys((r["T"], r["B"], r["H"]) for r in speed))
-    rows = [
-        "| time of a training step over that of lstmjax | "
-        + " | ".join(f"T, B, H = {t}, {b}, {h}" for t, b, h in points)
-        + " |",
-        "|---|" + "---|" * len(points),
-    ]
-    for name in dict.fromkeys(r["implementation"] for r in speed if r["implementation"] != "lstmjax"):
-        times = (f"{r['time_over_lstmjax']:.2f}" for r in speed if r["implementation"] == name)
-        rows.append(f"| {name} | " + " | ".join(times) + " |")
-    return "\n".join(rows)
+    head = "time of a training step over that of lstmjax"
+    names = dict.fromkeys(r["implementation"] for r in speed if r["implementation"] != "lstmjax")
+    rows = [[n, *(f"{r['time_over_lstmjax']:.2f}" for r in speed if r["implementation"] == n)] for n in names]
+    return markdown_table([head, *(f"T, B, H = {t}, {b}, {h}" for t, b, h in points)], rows)
 
 
 def characters_table() -> str:
@@ -80,14 +76,8 @@ def speed_summary() -> str:
     files = [read("throughput.json"), read("throughput_newest_jax.json")]
     columns = [(f["environment"]["jax"], p, f["geometric_means"][p]) for f in files for p in ("forward", "train")]
     names = list(dict.fromkeys(n for *_, means in columns for n in means if n != "lstmjax scan"))
-    rows = [
-        "| time over that of lstmjax | " + " | ".join(f"{p}, JAX {v}" for v, p, _ in columns) + " |",
-        "|---|" + "---|" * len(columns),
-    ]
-    for name in names:
-        cells = (f"{means[name]:.2f}" if name in means else "–" for *_, means in columns)
-        rows.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(rows)
+    rows = [[n, *(f"{means[n]:.2f}" if n in means else "–" for *_, means in columns)] for n in names]
+    return markdown_table(["time over that of lstmjax", *(f"{p}, JAX {v}" for v, p, _ in columns)], rows)
 
 
 # name of the marker: (page, what stands between the markers, whether it is text to be fenced)

@@ -18,7 +18,8 @@ With an ``import`` of their own:
 
 * Training: :mod:`lstmjax.training`, on Optax: steps, runs that survive being cut off, many devices
 * Data: :mod:`lstmjax.tasks`, to run and to learn on
-* Explained: :mod:`lstmjax.explain`, one unit with all its numbers; also a program: ``python -m lstmjax.explain``
+* Explained: :mod:`lstmjax.explain`, one unit with all its numbers
+* The program: ``lstmjax``, or ``python -m lstmjax``: :mod:`lstmjax.program`
 * Figures: :mod:`lstmjax.plot`, of measurements; :mod:`lstmjax.drawing`, of the unit
 * Flax: :mod:`lstmjax.nn.nnx`, :mod:`lstmjax.nn.linen`
 """

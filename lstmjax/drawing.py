@@ -21,6 +21,7 @@ from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch
 from matplotlib.path import Path
 from matplotlib.ticker import MaxNLocator
 
+from lstmjax.numerals import short, signed
 from lstmjax.plot import STYLE
 
 # Okabe & Ito's colours: the slides' green line and pink line, the input, the point on a curve. Text is darker.
@@ -337,24 +338,13 @@ def _text(
 
 
 def _number(value: Any) -> str:
-    """A number to four digits, or four decimals, or to two digits where it is very great or small.
+    """A number to four digits, as a drawing has it: with a minus sign.
 
-    >>> [_number(v) for v in (2.0, 5.95, 0.9999999, 0.006393, -12.3456, 1e-7, -123456.0)]
-    ['2', '5.95', '1.000', '0.0064', '−12.35', '1e−7', '−1.2e5']
+    >>> [_number(v) for v in (2.0, 0.9999999, -12.3456, -123456.0)]
+    ['2', '1.0000', '−12.35', '−1.23e5']
     """
-    v = float(value) + 0.0
-    if v and not 1e-3 <= abs(v) < 99999.5:
-        mantissa, _, exponent = f"{v:.1e}".partition("e")
-        text = f"{mantissa.removesuffix('.0')}e{int(exponent)}" if exponent else mantissa
-    elif abs(v) >= 1:
-        text = f"{v:.4g}" if abs(v) < 9999.5 else f"{v:.0f}"
-    else:
-        text = f"{v:.4f}".rstrip("0").rstrip(".")
-    if abs(v) < 10 and "." not in text and "e" not in text and float(text) != v:
-        text = f"{v:.3f}"  # nearly a whole number, and not one
-    return text.replace("-", "−")
+    return short(value, 4).replace("-", "−")
 
 
 def _signed(value: Any) -> str:
-    text = _number(value)
-    return f"− {text[1:]}" if text.startswith("−") else f"+ {text}"
+    return signed(_number(value))

@@ -17,20 +17,16 @@ arithmetic of :mod:`lstmjax.gates`, which computes every number here::
 
 As a program, on the slides' unit::
 
-    python -m lstmjax.explain --c 2 --h 1 --x 1 --picture unit.png
-    python -m lstmjax.explain --sequence A B --picture companies.png
+    lstmjax explain --c 2 --h 1 --x 1 --picture unit.png
+    lstmjax explain --sequence A B --picture companies.png
 
 Source: StatQuest, "Long Short-Term Memory, clearly explained", for the words; :mod:`lstmjax.gates` for the equations.
 """
 
-import argparse
-import dataclasses
 import itertools
 import sys
 import textwrap
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +46,7 @@ from lstmjax.gates import (
     split_gates,
     update_cell_state,
 )
-from lstmjax.tasks.companies import COMPANIES, company_values, slide_unit
+from lstmjax.numerals import aligned, short, signed
 from lstmjax.unroll import state_history
 
 Row = tuple[str, str, str, str]
@@ -254,12 +250,12 @@ def format_sequence(explanation: Explanation, *, step: str = "step") -> str:
     lines = [head, "-" * len(head)]
     if len(e.c):
         own_h = e.h[0, e.unit[0]]
-        lines.append(line("start", *("" for _ in x), "", "", "", "", _value(e.c[0]), _value(own_h)))
+        lines.append(line("start", *("" for _ in x), "", "", "", "", aligned(e.c[0]), aligned(own_h)))
     for t in range(len(e.c)):
         f, i, o = (f"{100 * float(gate.value[t]):.1f}" for gate in (e.forget, e.input, e.output))
-        inputs = [_value(e.x[t, 0])] if numeric else []
-        memories = _value(e.new_c[t]), _value(e.new_h[t])
-        lines.append(line(str(t + 1), *inputs, f, i, _value(e.candidate.value[t]), o, *memories))
+        inputs = [aligned(e.x[t, 0])] if numeric else []
+        memories = aligned(e.new_c[t]), aligned(e.new_h[t])
+        lines.append(line(str(t + 1), *inputs, f, i, aligned(e.candidate.value[t]), o, *memories))
     return "\n".join(lines)
 
 
@@ -319,28 +315,28 @@ def _rows(e: Explanation) -> list[list[Row]]:
     """The rows of a step in three stages, as the slides take them, after what it starts from."""
     f, i, g, o = e.forget, e.input, e.candidate, e.output
     before = [
-        ("long-term memory", "cell state c", "", _value(e.c)),
-        ("short-term memory", "hidden state h", "", _value(e.h[0]) if len(e.h) == 1 else f"{len(e.h)} units"),
-        ("input", "input x", "", _value(e.x[0]) if len(e.x) == 1 else f"{len(e.x)} inputs"),
+        ("long-term memory", "cell state c", "", aligned(e.c)),
+        ("short-term memory", "hidden state h", "", aligned(e.h[0]) if len(e.h) == 1 else f"{len(e.h)} units"),
+        ("input", "input x", "", aligned(e.x[0]) if len(e.x) == 1 else f"{len(e.x)} inputs"),
     ]
     forget = [
         *_gate_rows(e, f, "f", "sigmoid"),
-        ("% of long-term memory to remember", "forget gate f", f"σ({_short(f.z)})", _value(f.value)),
-        ("long-term memory remembered", "f c", _product(f.value, e.c), _value(e.kept)),
+        ("% of long-term memory to remember", "forget gate f", f"σ({short(f.z)})", aligned(f.value)),
+        ("long-term memory remembered", "f c", _product(f.value, e.c), aligned(e.kept)),
     ]
     update = [
         *_gate_rows(e, i, "i", "sigmoid"),
-        ("% of potential memory to remember", "input gate i", f"σ({_short(i.z)})", _value(i.value)),
+        ("% of potential memory to remember", "input gate i", f"σ({short(i.z)})", aligned(i.value)),
         *_gate_rows(e, g, "g", "tanh"),
-        ("potential long-term memory", "candidate g", f"tanh({_short(g.z)})", _value(g.value)),
-        ("potential memory remembered", "i g", _product(i.value, g.value), _value(e.added)),
-        ("new long-term memory", "cell state c'", f"f c + i g = {_sum(e.kept, e.added)}", _value(e.new_c)),
+        ("potential long-term memory", "candidate g", f"tanh({short(g.z)})", aligned(g.value)),
+        ("potential memory remembered", "i g", _product(i.value, g.value), aligned(e.added)),
+        ("new long-term memory", "cell state c'", f"f c + i g = {_sum(e.kept, e.added)}", aligned(e.new_c)),
     ]
     emit = [
         *_gate_rows(e, o, "o", "sigmoid"),
-        ("% of short-term memory to remember", "output gate o", f"σ({_short(o.z)})", _value(o.value)),
-        ("potential short-term memory", "tanh(c')", f"tanh({_short(e.new_c)})", _value(e.tanh_c)),
-        ("new short-term memory", "hidden state h'", f"o tanh(c') = {_product(o.value, e.tanh_c)}", _value(e.new_h)),
+        ("% of short-term memory to remember", "output gate o", f"σ({short(o.z)})", aligned(o.value)),
+        ("potential short-term memory", "tanh(c')", f"tanh({short(e.new_c)})", aligned(e.tanh_c)),
+        ("new short-term memory", "hidden state h'", f"o tanh(c') = {_product(o.value, e.tanh_c)}", aligned(e.new_h)),
     ]
     return [before, forget, update, emit]
 
@@ -353,10 +349,10 @@ def _gate_rows(e: Explanation, gate: Gate, name: str, function: str) -> list[Row
             terms.append(f"{'+ ' if terms else ''}({_product(values[0], weights[0])})")
         else:
             of = "short-term memories" if letter == "h" else "inputs"
-            rows.append((f"sum over {len(values)} {of}", f"{letter} · W_{letter}{name}", "", _value(part)))
-            terms.append(_signed(part) if terms else _short(part))
-    formula = f"{' '.join(terms)} {_signed(gate.b)}"
-    return [*rows, (f"x-axis coordinate of the {function}", f"pre-activation z_{name}", formula, _value(gate.z))]
+            rows.append((f"sum over {len(values)} {of}", f"{letter} · W_{letter}{name}", "", aligned(part)))
+            terms.append(signed(short(part)) if terms else short(part))
+    formula = f"{' '.join(terms)} {signed(short(gate.b))}"
+    return [*rows, (f"x-axis coordinate of the {function}", f"pre-activation z_{name}", formula, aligned(gate.z))]
 
 
 def _line(*row: str) -> list[str]:
@@ -369,127 +365,15 @@ def _line(*row: str) -> list[str]:
     return lines
 
 
-def _value(value: Any) -> str:
-    """A number to six decimals, or to four digits where it is very great or small."""
-    v = float(value) + 0.0  # and no zero has a sign
-    size = abs(v)
-    if size >= 1e6 or 0 < size < 1e-4:
-        return f"{v:.3e}"
-    return f"{v:.6f}" if size < 100 else f"{v:.4f}" if size < 1e4 else f"{v:.2f}"
-
-
-def _short(value: Any) -> str:
-    """A number to four decimals, without the zeros at its end, unless they stand for digits that it has.
-
-    >>> [_short(v) for v in (2.7, 1.0, 0.9999999, -12.3456, 1e-7, 0.0)]
-    ['2.7', '1', '1.0000', '-12.3456', '1e-07', '0']
-    """
-    v = float(value) + 0.0
-    if not 0.1 <= abs(v) < 1e5:
-        return f"{v:.3g}"
-    fixed = f"{v:.4f}"
-    stripped = fixed.rstrip("0").rstrip(".")
-    return fixed if "." not in stripped and float(stripped) != v else stripped
-
-
-def _signed(value: Any) -> str:
-    text = _short(value)
-    return f"- {text[1:]}" if text.startswith("-") else f"+ {text}"
-
-
 def _product(a: Any, b: Any) -> str:
-    return f"{_short(a)} × {_short(b)}"
+    return f"{short(a)} × {short(b)}"
 
 
 def _sum(a: Any, b: Any) -> str:
-    return f"{_short(a)} {_signed(b)}"
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What the program is to run and to draw.
-
-    Attributes:
-        c: long-term memory before the first step; None is 2 for one step, 0 for a sequence.
-        h: short-term memory before the first step; None is 1 for one step, 0 for a sequence.
-        x: input of the one step; None is 1.
-        sequence: the companies to run over days 1 to 4, instead of one step.
-        picture: file to save the drawing to, .png or .svg.
-    """
-
-    c: float | None = None
-    h: float | None = None
-    x: float | None = None
-    sequence: tuple[Literal["A", "B"], ...] = ()
-    picture: Path | None = None
-
-    def __post_init__(self):
-        """Refuses what cannot be run or drawn, before anything is computed."""
-        if self.sequence and self.x is not None:
-            raise ValueError("x is the input of one step, and sequence brings its own; give one of them")
-        if len(set(self.sequence)) < len(self.sequence):
-            raise ValueError(f"sequence is {' '.join(self.sequence)}; wanted each company once")
-        if self.picture is not None and self.picture.suffix.lower() not in (".png", ".svg"):
-            raise ValueError(f"picture is {self.picture}; wanted a name that ends in .png or .svg")
-
-
-def main(settings: Settings) -> None:
-    """Prints the tables, computed in double precision, and saves the drawing where one is asked for."""
-    drawing = None if settings.picture is None else _drawing()
-    c, h = (0.0, 0.0) if settings.sequence else (2.0, 1.0)
-    c, h = c if settings.c is None else settings.c, h if settings.h is None else settings.h
-    x = 1.0 if settings.x is None else settings.x
-    with jax.enable_x64(True):
-        params = slide_unit(dtype=jnp.float64)
-        state = LSTMState(c=jnp.array([c]), h=jnp.array([h]))
-        if settings.sequence:
-            days = {n: explain_sequence(params, company_values(n, jnp.float64), state) for n in settings.sequence}
-            targets = {f"company {n}": COMPANIES[n].target for n in days}
-            for n, steps in days.items():
-                print(f"Company {n}: day 5 predicted as {steps.new_h[-1]:.4f}, wanted {COMPANIES[n].target:g}\n")
-                print(f"{format_sequence(steps, step='day')}\n")
-            titled = {f"company {n}": steps for n, steps in days.items()}
-            figure = drawing and drawing.memory_diagram(titled, step="day", targets=targets)
-        else:
-            step = explain_step(params, state, jnp.array([x]))
-            print(f"{format_explanation(step)}\n")
-            figure = drawing and drawing.unit_diagram(step)
-    if figure and settings.picture:
-        settings.picture.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(settings.picture)
-        print(f"Saved {settings.picture}")
-
-
-def _drawing() -> Any:
-    try:
-        from lstmjax import drawing
-    except ImportError as error:
-        sys.exit(f"--picture: {error}")
-    return drawing
-
-
-def _command_line(arguments: Sequence[str] | None = None) -> Settings:
-    """The settings in a command line; it ends the program where they are none."""
-    parser = argparse.ArgumentParser(
-        prog="python -m lstmjax.explain",
-        description="Run one LSTM unit with numbers, as a lecture's slides do: one step, or two companies' share "
-        "values day by day.",
-    )
-    for name, words in (
-        ("--c", "long-term memory before the first step; default 2, and 0 for a sequence"),
-        ("--h", "short-term memory before the first step; default 1, and 0 for a sequence"),
-        ("--x", "input of the one step; default 1"),
-    ):
-        parser.add_argument(name, type=float, metavar="NUMBER", help=words)
-    words = "the companies to run over days 1 to 4, instead of one step"
-    parser.add_argument("--sequence", nargs="+", choices=tuple(COMPANIES), default=(), help=words)
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="where to save the drawing, .png or .svg")
-    given = parser.parse_args(arguments)
-    try:
-        return Settings(given.c, given.h, given.x, tuple(given.sequence), given.picture)
-    except ValueError as error:
-        parser.error(str(error))
+    return f"{short(a)} {signed(short(b))}"
 
 
 if __name__ == "__main__":
-    main(_command_line())
+    from lstmjax.program import main
+
+    main(["explain", *sys.argv[1:]])

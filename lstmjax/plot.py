@@ -3,6 +3,7 @@
 Needs matplotlib: ``pip install 'lstmjax[plots]'``.
 """
 
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -41,6 +42,15 @@ LINES = [
     {"color": "#CC79A7", "linestyle": (0, (2, 1))},
 ]
 
+# A line belongs to its cell, whatever else a figure shows.
+CELL_LINES = {
+    "tanh RNN": 0, "RNN": 0, "rnn": 0, "identity ReLU RNN": 1, "GRU": 2, "gru": 2, "LSTM b_f=0": 3,
+    "LSTM b_f=1": 4, "LSTM": 4, "lstm": 4, "LSTM chrono": 5,
+}  # fmt: skip
+
+# How many decades above the level where float32 reads 0 a curve is near it.
+NEAR = 6.0
+
 
 class Curve(NamedTuple):
     """One line of a figure.
@@ -56,11 +66,12 @@ class Curve(NamedTuple):
 
 
 def gradient_decay(panels: Mapping[str, Mapping[str, Curve]], *, underflow: float | None = None) -> Figure:
-    """Gradient norm against lag, a panel for each input, a line for each cell.
+    """Gradient norm against lag, over its value at the first lag, a panel for each input, a line for each cell.
 
     Args:
-        panels: curves by panel title and cell.
-        underflow: base-10 logarithm below which a plain backward pass would read zero; a line marks it.
+        panels: curves by panel title and cell; those of a known cell have its colour in every figure.
+        underflow: base-10 logarithm below which a plain backward pass would read zero, where the loss is scaled so that
+            the gradient at the first lag is 1; a line marks it if a curve comes near.
 
     Returns:
         The figure; save it with ``figure.savefig``.
@@ -73,8 +84,9 @@ def gradient_decay(panels: Mapping[str, Mapping[str, Curve]], *, underflow: floa
     >>> gradient_decay({"white noise": {"tanh RNN": curve}}).axes[0].get_xlabel()
     'lag (steps)'
     """
-    ylabel = r"gradient norm  $\|\partial L\,/\,\partial h_{T-\mathrm{lag}}\|_2$"
-    return bands(panels, xlabel="lag (steps)", ylabel=ylabel, underflow=underflow)
+    ylabel = r"gradient norm  $\|\partial L/\partial h_{T-\mathrm{lag}}\|\;/\;\|\partial L/\partial h_T\|$"
+    over_first = {title: {name: _over_first(c) for name, c in curves.items()} for title, curves in panels.items()}
+    return bands(over_first, xlabel="lag (steps)", ylabel=ylabel, underflow=underflow)
 
 
 def bands(
@@ -112,22 +124,53 @@ def bands(
         width = {1: 4.2, 2: 6.0}.get(len(panels), 2.3 * len(panels) + 0.6)
         figure = Figure(figsize=(width, 3.0), dpi=220, layout="constrained")
         axes = list(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0])
+        styles = lines_of(names)
         for axis, (title, curves) in zip(axes, panels.items(), strict=True):
             for name, curve in curves.items():
-                _draw_band(axis, curve, label=name, **LINES[names.index(name) % len(LINES)])
+                _draw_band(axis, curve, label=name, **styles[name])
             axis.set_title(title)
             axis.set_xlabel(xlabel)
             axis.set_xlim(min(c.x.min() for c in curves.values()), max(c.x.max() for c in curves.values()))
             whole = all(np.issubdtype(c.x.dtype, np.integer) for c in curves.values())
             axis.xaxis.set_major_locator(MaxNLocator(4 if whole else 7, integer=whole))
             axis.grid(True)
-        _mark_underflow(axes, underflow)
+        if underflow is not None and _lowest(panels) < underflow + NEAR:
+            _mark_underflow(axes, underflow)
         axes[0].set_ylabel(ylabel)
         if logarithmic:
             axes[0].yaxis.set_major_locator(MaxNLocator(7, integer=True))
             axes[0].yaxis.set_major_formatter(lambda value, _: f"$10^{{{value:.0f}}}$")
         _shared_legend(figure, axes, names, columns=3 if len(panels) == 1 else 6)
     return figure
+
+
+def lines_of(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """A colour and dashes for each name, all different: a known cell's own, and another's by its name alone.
+
+    Where two names would have one line, the later of them in the alphabet has the next that is free, so that no order
+    of the names matters.
+
+    >>> lines_of(["GRU"]) == {"GRU": lines_of(["tanh RNN", "mgu", "GRU"])["GRU"]}
+    True
+    """
+    known = {name: CELL_LINES[n] for name in names if (n := name.replace("$", "")) in CELL_LINES}
+    places: dict[str, int] = {}
+    for name in [*known, *sorted(set(names) - set(known))]:
+        place = known.get(name, zlib.crc32(name.encode()) % len(LINES))
+        start = place
+        while place in places.values():  # the colours first, and then the same ones with other dashes
+            turn = place // len(LINES) * len(LINES)
+            place = turn + (place + 1) % len(LINES)
+            if place == turn + start % len(LINES):
+                place += len(LINES)
+        places[name] = place
+    return {name: _style(places[name]) for name in names}
+
+
+def _style(place: int) -> dict[str, Any]:
+    turn, colour = divmod(place, len(LINES))
+    dashes = LINES[colour]["linestyle"] if turn == 0 else (0, (1, 1, 1 + 3 * turn, 1))
+    return {"color": LINES[colour]["color"], "linestyle": dashes}
 
 
 def speed_ratios(records: Sequence[Mapping[str, Any]]) -> Figure:
@@ -183,9 +226,18 @@ def _draw_band(axis: Any, curve: Curve, *, label: str, **line: Any) -> None:
     axis.fill_between(curve.x[drawn], low[drawn], high[drawn], color=line["color"], alpha=0.15, linewidth=0)
 
 
-def _mark_underflow(axes: Sequence[Any], level: float | None) -> None:
-    if level is None:
-        return
+def _over_first(curve: Curve) -> Curve:
+    with np.errstate(invalid="ignore"):  # −∞ over −∞: a gradient that is zero from the start
+        return Curve(curve.x, curve.y - curve.y[:, :1])
+
+
+def _lowest(panels: Mapping[str, Mapping[str, Curve]]) -> float:
+    """The least that a line comes to."""
+    middles = [np.median(curve.y, axis=0) for curves in panels.values() for curve in curves.values()]
+    return min(min(m[np.isfinite(m)], default=np.inf) for m in middles)
+
+
+def _mark_underflow(axes: Sequence[Any], level: float) -> None:
     for axis in axes:
         axis.axhline(level, color="0.45", linewidth=0.7)
     # Outside, where no line can run through the words, and above the level, where no tick label of x stands.

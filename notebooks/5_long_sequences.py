@@ -143,7 +143,7 @@ for epoch in (1, 2, 3, 4):
 weeks = hours[:9].reshape(540, 8, 1)
 trained = state.params
 windows = [1, 5, 20, 60, 180]
-bias = truncation_bias(forecaster, trained["lstm"], weeks, lambda ys: errors(trained, ys, weeks), windows)
+bias = truncation_bias(forecaster, trained["lstm"], weeks, lambda states: errors(trained, states.h[1:], weeks), windows)
 for window, error, cosine in zip(*bias[:3], strict=True):
     print(f"windows of {window:>3}: relative error {error:6.1%}, cosine of the angle {cosine:.3f}")
 

@@ -16,7 +16,11 @@ import lstmjax
 
 ROOT = Path(__file__).parent.parent
 # What these hold is public as lstmjax exports it, or not at all; of nn, its two modules are.
-INTERNAL = {"cells", "checks", "files", "functions", "nn", "recurrence", "stack", "unroll"}
+INTERNAL = {"cells", "checks", "files", "functions", "nn", "recurrence", "stack", "unroll"} | {
+    "numerals",
+    "progress",
+    "__main__",
+}
 
 
 def public_names():

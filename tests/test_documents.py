@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import tomllib
 from pathlib import Path
 
@@ -13,6 +14,8 @@ import pytest
 
 import lstmjax
 from benchmarks import write_tables
+from lstmjax import program
+from lstmjax.convert import save_safetensors
 from lstmjax.tasks import english_text
 
 ROOT = Path(__file__).parent.parent
@@ -83,15 +86,42 @@ def test_readme_is_short():
     assert max(map(len, lines)) <= 121
 
 
+def commands():
+    """Every line of a page's shell blocks, without its comment."""
+    lines = [line.split("#")[0].strip() for p in PAGES for block in blocks("sh", p) for line in block.splitlines()]
+    return list(dict.fromkeys(filter(None, lines)))
+
+
 def test_commands_of_the_pages_exist():
     makefile = (ROOT / "Makefile").read_text()
-    commands = [line.split("#")[0].strip() for p in PAGES for block in blocks("sh", p) for line in block.splitlines()]
-    for command in filter(None, commands):
+    for command in commands():
         tool, *rest = command.split()
         if tool == "make":
             assert re.search(rf"^{rest[0]}:", makefile, re.MULTILINE), command
         else:
-            assert command.startswith("pip install -e "), command
+            assert command.startswith(("pip install -e ", "pip install 'lstmjax[plots]'", "lstmjax ")), command
+
+
+CELL_FILE = """
+import lstmjax
+
+def make_cell(hidden_size):
+    return lstmjax.lstm(hidden_size, forget_bias=3.0)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [command for command in commands() if command.startswith("lstmjax ")])
+def test_commands_of_the_program_run(command, a_readers_folder):
+    (a_readers_folder / "my_cell.py").write_text(CELL_FILE)
+    save_safetensors((lstmjax.lstm(4).init(jax.random.key(0), 2),), "weights.safetensors")
+    _, name, *options = shlex.split(command)
+    # The same run, smaller.
+    smaller = {"gradients": ["--lengths", "5", "10"], "compare": ["--length", "10", "--train-steps", "2"]}
+    if name in smaller:
+        options += [*smaller[name], "--seeds", "1", "--windows", "2", "--hidden-size", "4", "--no-progress"]
+    with jax.numpy_dtype_promotion("standard"):
+        program.main([name, *options])
 
 
 def test_readme_installs_every_extra():

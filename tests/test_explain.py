@@ -14,8 +14,9 @@ import pytest
 from matplotlib.transforms import Bbox
 
 import lstmjax
-from lstmjax import LSTMState, drawing, explain
+from lstmjax import LSTMState, drawing
 from lstmjax.explain import explain_sequence, explain_step, format_explanation, format_sequence
+from lstmjax.program import explain as program
 from lstmjax.tasks import companies
 
 UNIT = json.loads((Path(__file__).parent / "data" / "unit.json").read_text())
@@ -266,50 +267,25 @@ def test_command_line(tmp_path):
     assert not out.stderr
 
 
-def test_help(capsys):
-    with pytest.raises(SystemExit, match="0"):
-        explain._command_line(["--help"])
-    out = capsys.readouterr().out
-    assert out.startswith("usage: python -m lstmjax.explain [-h] [--c NUMBER] [--h NUMBER] [--x NUMBER]")
-    assert "--sequence {A,B} [{A,B} ...]" in out
-    assert "None" not in out
-
-
-def test_arguments_are_settings():
-    assert explain._command_line([]) == explain.Settings()
-    given = explain._command_line(["--c", "-0.5", "--sequence", "B", "A", "--picture", "unit.svg"])
-    assert given == explain.Settings(c=-0.5, sequence=("B", "A"), picture=Path("unit.svg"))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--x", "1", "--sequence", "A"], "x is the input of one step, and sequence brings its own"),
-        (["--sequence", "A", "A"], "sequence is A A; wanted each company once"),
-        (["--picture", "unit.txt"], r"picture is unit.txt; wanted a name that ends in .png or .svg"),
-        (["--sequence", "C"], "invalid choice: 'C'"),
-        (["--c", "two"], "argument --c: invalid float value: 'two'"),
-    ],
-)
-def test_bad_arguments(arguments, message, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        explain._command_line(arguments)
-    assert message in capsys.readouterr().err
-
-
 def test_main_of_the_companies(tmp_path, capsys):
-    explain.main(explain.Settings(sequence=("A", "B"), picture=tmp_path / "companies.svg"))
+    program.main(program.Settings(sequence=("A", "B"), picture=tmp_path / "companies.svg"))
     printed = capsys.readouterr().out
     assert "Company A: day 5 predicted as 0.0064, wanted 0" in printed
     assert "Company B: day 5 predicted as 0.9694, wanted 1" in printed
     assert "<svg" in (tmp_path / "companies.svg").read_text()
 
 
+def test_a_picture_for_a_paper(tmp_path, capsys):
+    program.main(program.Settings(picture=tmp_path / "unit.pdf"))
+    assert (tmp_path / "unit.pdf").read_bytes().startswith(b"%PDF")
+    assert "Saved" in capsys.readouterr().out
+
+
 def test_a_plain_install_is_enough():
-    # Nothing but what pyproject.toml lists as dependencies, and no command-line library among them.
+    # Nothing but what pyproject.toml lists as dependencies.
     code = """
 import sys
-for name in ("tyro", "matplotlib", "tqdm", "orbax", "grain", "pandas", "sklearn", "statsmodels"):
+for name in ("matplotlib", "orbax", "grain", "pandas", "sklearn", "statsmodels"):
     sys.modules[name] = None
 import runpy
 sys.argv = ["explain", "--c", "2", "--h", "1", "--x", "1"]
@@ -326,8 +302,8 @@ def test_missing_extras_are_named(monkeypatch):
         monkeypatch.delitem(sys.modules, f"lstmjax.{name}", raising=False)
         with pytest.raises(ImportError, match=r"figures want matplotlib: pip install 'lstmjax\[plots\]'"):
             importlib.import_module(f"lstmjax.{name}")
-    with pytest.raises(SystemExit, match=r"--picture: figures want matplotlib: pip install 'lstmjax\[plots\]'"):
-        explain.main(explain.Settings(picture=Path("unit.png")))
+    with pytest.raises(ImportError, match=r"--picture: figures want matplotlib: pip install 'lstmjax\[plots\]'"):
+        program.main(program.Settings(picture=Path("unit.png")))
 
 
 def test_importing_brings_no_matplotlib_along():
@@ -382,9 +358,6 @@ BAD_CALLS = {
     "whole numbers for values": (
         TypeError, "dtype is int8; wanted a floating", lambda: companies.company_values("A", "int8")
     ),
-    "x and sequence": (ValueError, "give one of them", lambda: explain.Settings(x=1.0, sequence=("A",))),
-    "a company twice": (ValueError, "sequence is A A; wanted each", lambda: explain.Settings(sequence=("A", "A"))),
-    "kind of picture": (ValueError, "picture is unit.txt; wanted", lambda: explain.Settings(picture=Path("unit.txt"))),
 }  # fmt: skip
 
 

@@ -85,7 +85,7 @@ CALLS = {
     "jacobian_norms, matrix-free": lambda p, x, **o: jacobian_norms(CELL, p, x, method="matrix-free", times=[1], **o),
     "cell_highway": lambda p, x, **o: cell_highway(CELL, p, x, **o),
     "per_step_param_grads": lambda p, x, **o: per_step_param_grads(CELL, p, x, last, **o),
-    "truncation_bias": lambda p, x, **o: truncation_bias(CELL, p, x, jnp.sum, [1, 4], **o),
+    "truncation_bias": lambda p, x, **o: truncation_bias(CELL, p, x, lambda s: s.h[1:].sum(), [1, 4], **o),
     "gate_values": lambda p, x, **o: gate_values(GATED, p, x, **o),
     "gate_statistics": lambda p, x, **o: gate_statistics(GATED, p, x, **o),
     "lyapunov_spectrum": lambda p, x: lyapunov_spectrum(CELL, p, x, leading=1),

@@ -47,7 +47,7 @@ INSTRUMENTS = {
         cell, params, xs, last, state, **options
     ),
     "truncation_bias": lambda cell, params, xs, state, **options: truncation_bias(
-        cell, params, xs, lambda ys: jnp.sin(ys).sum(), [2], state, **options
+        cell, params, xs, lambda states: jnp.sin(states.h[1:]).sum(), [2], state, **options
     ),
     "gate_statistics": gate_statistics,
     "lyapunov_spectrum": lyapunov_spectrum,
@@ -110,7 +110,7 @@ class TestRange:
     def test_truncation_of_a_loss_of_any_size(self, scale):
         args = problem(CELL, (12, 2, 3), dtype=jnp.float32)
         want, got = (
-            truncation_bias(CELL, *args[:2], lambda ys, by=by: by * jnp.sin(ys).sum(), [3], args[2])
+            truncation_bias(CELL, *args[:2], lambda states, by=by: by * jnp.sin(states.h[1:]).sum(), [3], args[2])
             for by in (1.0, scale)
         )
         assert want.relative_error[0] > 0.01
@@ -120,7 +120,7 @@ class TestRange:
         params = self.cell.init(jax.random.key(0), 3)
 
         def bias(params, xs):
-            return truncation_bias(self.cell, params, xs, lambda ys: ys.sum(), [5, 69])
+            return truncation_bias(self.cell, params, xs, lambda states: states.h[1:].sum(), [5, 69])
 
         got = bias(params, self.xs)
         with jax.enable_x64(True):
@@ -131,11 +131,11 @@ class TestRange:
     def test_truncation_of_nothing(self):
         # What does not depend on the parameters at all: nothing is lost, and there is no angle.
         args = problem(CELL, (4, 2, 3), dtype=jnp.float32)
-        got = truncation_bias(CELL, *args[:2], lambda ys: 0 * ys.sum(), [1], args[2])
+        got = truncation_bias(CELL, *args[:2], lambda states: 0 * states.h.sum(), [1], args[2])
         assert (got.relative_error == 0).all()
         assert np.isnan(got.cosine).all()
         # With windows of one step the recurrent weights still see h; after one step from zero they see nothing at all.
-        got = truncation_bias(CELL, args[0], args[1][:1], lambda ys: ys.sum(), [1])
+        got = truncation_bias(CELL, args[0], args[1][:1], lambda states: states.h[1:].sum(), [1])
         assert all((leaf == 0).all() for leaf in got.by_leaf)
 
     def test_training_in_a_report_is_clipped_at_any_size(self):

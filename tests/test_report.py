@@ -1,6 +1,8 @@
 """The gradient report: that it compares like with like, and that its numbers are those of its parts."""
 
+import itertools
 import math
+import re
 from functools import partial
 
 import jax
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 
 import lstmjax
-from lstmjax.gradients import adjoint_norms, gradient_report
+from lstmjax.gradients import GradientReport, adjoint_norms, gradient_report, rate_differences
 
 CELLS = {"LSTM": lstmjax.lstm, "RNN": lstmjax.rnn}  # each compiles
 XS = jax.random.normal(jax.random.key(0), (40, 3, 4))
@@ -90,7 +92,7 @@ def test_table_and_figure(report):
     assert "lag 10 " in table
     assert "lag 100" not in table  # T is 40
     assert "λ₁: leading Lyapunov exponent a step" in table.splitlines()[-1]
-    assert all(f"{phase:<15} {cell:<20}" in table for phase in report.curves for cell in CELLS)
+    assert all(re.search(rf"^{phase} +{cell} +12 ", table, re.MULTILINE) for phase in report.curves for cell in CELLS)
     axes = report.figure().axes
     assert [axis.get_title() for axis in axes] == ["initialisation", "3 steps"]
     assert {line.get_label() for line in axes[0].get_lines()} >= set(CELLS)
@@ -215,8 +217,8 @@ class TestLabels:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ({}, r"targets have shape \(3,\); wanted \[B, O\], here \(3, O\): .* or outputs for labels"),
-            ({"outputs": 6}, "targets hold the label 6; wanted labels below outputs = 6"),
+            ({}, r"targets are whole numbers of shape \(3,\), and no number of outputs .* wanted outputs="),
+            ({"outputs": 6}, "targets hold the label 6; wanted labels from 0 on, below outputs = 6"),
             ({"outputs": 6.0}, "outputs is 6.0; wanted a whole number of at least 1"),
         ],
     )
@@ -226,9 +228,102 @@ class TestLabels:
         with pytest.raises(ValueError, match=message):
             gradient_report({"RNN": lstmjax.rnn}, data, loss_fn=cross_entropy, hidden_size=6, seeds=1, **arguments)
 
+    @pytest.mark.parametrize(
+        ("targets", "options", "message"),
+        [
+            # One output of a softmax is 1, and its loss 0, whatever the label.
+            (labels[:, None], {}, r"targets are whole numbers of shape \(3, 1\)"),
+            # Counted from the end, −1 would be the last class.
+            (labels - 1, {"outputs": 7}, "targets hold the label -1; wanted labels from 0 on, below outputs = 7"),
+        ],
+    )
+    def test_that_would_be_read_as_others_are_refused(self, targets, options, message):
+        with pytest.raises(ValueError, match=message):
+            gradient_report({"RNN": lstmjax.rnn}, (XS, targets), loss_fn=cross_entropy, seeds=1, **options)
+
     def test_outputs_that_are_not_those_of_the_targets(self):
         with pytest.raises(ValueError, match=r"targets have shape \(3, 4\); wanted \[B, O\], here \(3, 5\)$"):
             gradient_report({"RNN": lstmjax.rnn}, (XS, XS[-1]), outputs=5, hidden_size=6, seeds=1)
+
+
+def test_a_bare_step_is_no_cell():
+    with pytest.raises(TypeError, match=r"cells\['step'\] made a function of hidden size 6; wanted a lstmjax.Cell"):
+        gradient_report({"step": lambda size: lstmjax.rnn_step}, (XS, XS[-1]), hidden_size=6, seeds=1)
+
+
+def test_spread_over_rows_and_seeds(report):
+    for r in report.records:
+        assert r["rate_min"] <= r["rate"] <= r["rate_max"]  # of three rows, the median is one
+    of = [r["rate"] for r in report.records if r["phase"] == "initialisation" and r["cell"] == "RNN"]
+    lives = sorted(-math.log(2) / rate for rate in of)
+    line = next(line for line in report.table().splitlines() if re.match("initialisation +RNN", line))
+    assert f" {lives[0]:.3g}–{lives[1]:.3g} " in line
+    assert f" {-math.log(2) / np.median(of):.3g} " in line
+
+
+def test_saved_and_loaded(report, tmp_path):
+    report.save(tmp_path / "report.json")
+    again = GradientReport.load(tmp_path / "report.json")
+    assert again.table() == report.table()
+    assert again.records == report.records
+    for phase, curves in report.curves.items():
+        for name, curve in curves.items():
+            np.testing.assert_array_equal(again.curves[phase][name], curve)
+    (tmp_path / "other.json").write_text('{"records": []}')
+    with pytest.raises(ValueError, match=r"other\.json holds no report of gradients"):
+        GradientReport.load(tmp_path / "other.json")
+
+
+def test_progress_is_shown(capsys):
+    gradient_report({"RNN": lstmjax.rnn}, (XS, XS[-1]), hidden_size=6, seeds=1)
+    assert "1/1" in capsys.readouterr().err
+    gradient_report({"RNN": lstmjax.rnn}, (XS, XS[-1]), hidden_size=6, seeds=1, progress=False)
+    assert not capsys.readouterr().err
+
+
+class TestDifferences:
+    rng = np.random.default_rng(0)
+
+    def test_the_exact_test_of_eight_pairs(self):
+        # Every sign pattern of the ranks 1 … 8, counted.
+        a, b = self.rng.normal(size=(2, 8))
+        ranks = np.argsort(np.argsort(abs(a - b))) + 1
+        observed = ranks[a > b].sum()
+        signs = np.array(list(itertools.product([0, 1], repeat=8)))
+        sums = signs @ np.arange(1, 9)
+        want = min(1.0, 2 * min((sums >= observed).mean(), (sums <= observed).mean()))
+        (found,) = rate_differences({"a": a, "b": b})
+        assert found.p == pytest.approx(want, rel=1e-12)
+        assert found.p_holm == found.p
+        np.testing.assert_allclose(found[2:5], [np.median(a - b), min(a - b), max(a - b)])
+
+    def test_holm_raises_for_the_number_of_pairs(self):
+        rates = {n: self.rng.normal(shift, size=8) for n, shift in (("a", 0.0), ("b", 0.3), ("c", 9.0))}
+        found = rate_differences(rates)
+        assert [(d.first, d.second) for d in found] == [("a", "b"), ("a", "c"), ("b", "c")]
+        smallest, middle, largest = sorted(d.p for d in found)
+        wanted = [3 * smallest, max(3 * smallest, 2 * middle), max(3 * smallest, 2 * middle, largest)]
+        np.testing.assert_allclose(sorted(d.p_holm for d in found), np.minimum(wanted, 1))
+
+    def test_false_alarms_are_as_rare_as_p_says(self):
+        ps = [rate_differences({"a": a, "b": b})[0].p for a, b in self.rng.normal(size=(400, 2, 8))]
+        assert np.mean(np.array(ps) <= 0.05) <= 0.08
+
+    def test_nothing_to_tell_apart(self):
+        same, broken = np.ones(6), np.full(6, np.nan)
+        found = rate_differences({"a": same, "b": same, "c": broken})
+        assert [d.p for d in found[:1]] == [1.0]
+        assert all(math.isnan(d.p) for d in found[1:])
+        assert found[0].p_holm == 1.0
+
+    def test_of_one_number_of_seeds(self):
+        with pytest.raises(ValueError, match=r"rates have shapes .* wanted \[seeds\]"):
+            rate_differences({"a": np.ones(3), "b": np.ones(4)})
+
+    def test_of_a_report(self, report):
+        by_phase = report.differences()
+        assert list(by_phase) == list(report.curves)
+        assert len(by_phase["initialisation"]) == 3
 
 
 def test_sizes_may_be_numpys(monkeypatch):

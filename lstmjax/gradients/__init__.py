@@ -4,17 +4,20 @@
 * Of the states: ``jacobian_norms``, ``cell_highway``, ``lyapunov_spectrum``, ``flossing_penalty``
 * Of the gates: ``gate_values``, ``gate_statistics``
 * Of the layers: ``depth_norms``, ``feed_forward``
-* All at once: ``gradient_report``
+* All at once: ``gradient_report``; whether cells differ, ``rate_differences``
+* Of any cell: ``with_output`` puts its output into its state, where a loss over states finds it
 """
 
 from lstmjax.gradients.adjoint import adjoint_norms
 from lstmjax.gradients.bptt import TruncationBias, per_step_param_grads, truncation_bias
 from lstmjax.gradients.decay import DecayFit, decay_fit
 from lstmjax.gradients.depth import DepthNorms, depth_norms, feed_forward
+from lstmjax.gradients.differences import Difference, rate_differences
 from lstmjax.gradients.gates import GateStatistics, gate_statistics, gate_values
 from lstmjax.gradients.highway import CellHighway, cell_highway
 from lstmjax.gradients.jacobian import JacobianNorms, jacobian_norms
 from lstmjax.gradients.lyapunov import flossing_penalty, lyapunov_spectrum
+from lstmjax.gradients.outputs import OutputState, with_output
 from lstmjax.gradients.precision import PrecisionAudit, precision_audit
 from lstmjax.gradients.report import GradientReport, gradient_report
 
@@ -22,9 +25,11 @@ __all__ = [
     "CellHighway",
     "DecayFit",
     "DepthNorms",
+    "Difference",
     "GateStatistics",
     "GradientReport",
     "JacobianNorms",
+    "OutputState",
     "PrecisionAudit",
     "TruncationBias",
     "adjoint_norms",
@@ -40,5 +45,7 @@ __all__ = [
     "lyapunov_spectrum",
     "per_step_param_grads",
     "precision_audit",
+    "rate_differences",
     "truncation_bias",
+    "with_output",
 ]

@@ -12,16 +12,16 @@ from jaxtyping import Array
 from lstmjax.cells.base import Cell
 from lstmjax.checks import whole_number
 from lstmjax.gradients import scaled
-from lstmjax.gradients.linear import blanked
+from lstmjax.gradients.linear import as_cell, blanked
 from lstmjax.gradients.scaled import at_highest_precision
-from lstmjax.recurrence.inputs import as_sequence, prepare
+from lstmjax.recurrence.inputs import as_sequence, prepare, time_and_batch
 from lstmjax.recurrence.scan import advance, over_time
 from lstmjax.typing import Params, State
 
 
 @at_highest_precision
 def per_step_param_grads(
-    cell: Cell,
+    cell: Cell | Callable,
     params: Params,
     xs: Any,
     loss_fn: Callable[[State], Array],
@@ -40,7 +40,7 @@ def per_step_param_grads(
     with λ_t the adjoint of :func:`~lstmjax.gradients.adjoint_norms`. Fused kernels sum over t before anyone can look.
 
     Args:
-        cell: any cell.
+        cell: any cell, or a bare ``step(params, state, x) -> (state, y)`` together with a ``state``.
         params: its parameters.
         xs: ``[T, *B, I]`` inputs.
         loss_fn: ``states -> scalar`` over the history with the initial state in front, as for
@@ -55,7 +55,7 @@ def per_step_param_grads(
         memory of the parameters. Sums over time to the BPTT gradient.
 
     Raises:
-        ValueError: as :func:`~lstmjax.unroll`.
+        ValueError: as :func:`~lstmjax.unroll`; or a bare step comes without a state.
         TypeError: as :func:`~lstmjax.unroll`; or the loss is no scalar.
 
     Source: asked for, and impossible with fused kernels, in pytorch#1407.
@@ -68,9 +68,11 @@ def per_step_param_grads(
     ((20, 4, 16), True)
     """
     params, xs, state = scaled.wide((params, xs, state))
+    cell = as_cell(cell, state)
     sequence = jax.tree.map(jnp.asarray, as_sequence(cell, xs, state, lengths, mask, resets))
     start, fresh, timeline = prepare(cell, params, sequence)
-    copies = jax.tree.map(lambda p: jnp.broadcast_to(p, (timeline.x.shape[0], *jnp.shape(p))), params)
+    steps, _ = time_and_batch(cell, timeline.x)
+    copies = jax.tree.map(lambda p: jnp.broadcast_to(p, (steps, *jnp.shape(p))), params)
 
     def loss(copies):
         def body(state, at):
@@ -102,10 +104,10 @@ class TruncationBias(NamedTuple):
 
 @at_highest_precision
 def truncation_bias(
-    cell: Cell,
+    cell: Cell | Callable,
     params: Params,
     xs: Any,
-    loss_fn: Callable[[Any], Array],
+    loss_fn: Callable[[State], Array],
     windows: Sequence[int],
     state: State | None = None,
     *,
@@ -119,10 +121,11 @@ def truncation_bias(
     there. Values are unchanged; of the gradient, all that would cross a border is lost. With k ≥ T nothing is.
 
     Args:
-        cell: any cell.
+        cell: any cell, or a bare ``step(params, state, x) -> (state, y)`` together with a ``state``.
         params: its parameters.
         xs: ``[T, *B, I]`` inputs.
-        loss_fn: ``ys -> scalar`` over the outputs ``[T, *B, ...]``, float32 at least.
+        loss_fn: ``states -> scalar`` over the history with the initial state in front, as for
+            :func:`~lstmjax.gradients.adjoint_norms`.
         windows: the k to compare.
         state: the state before the first step; the cell's initial state unless given.
         lengths: as for :func:`~lstmjax.unroll`.
@@ -133,7 +136,8 @@ def truncation_bias(
         A :class:`TruncationBias`, float32 at least; right wherever the gradients themselves are finite.
 
     Raises:
-        ValueError: there is no window, or one is no whole number of at least 1; or as :func:`~lstmjax.unroll`.
+        ValueError: there is no window, or one is no whole number of at least 1; a bare step comes without a
+            state; or as :func:`~lstmjax.unroll`.
         TypeError: as :func:`~lstmjax.unroll`; or the loss is no scalar.
 
     Source: Williams & Peng (1990); Tallec & Ollivier (2017) on the bias.
@@ -142,7 +146,7 @@ def truncation_bias(
     >>> cell = lstmjax.lstm(hidden_size=4)
     >>> params = cell.init(jax.random.key(0), 3)
     >>> xs = jax.random.normal(jax.random.key(1), (40, 3))
-    >>> bias = truncation_bias(cell, params, xs, lambda ys: (ys**2).sum(), windows=[1, 10, 40])
+    >>> bias = truncation_bias(cell, params, xs, lambda states: (states.h[1:] ** 2).sum(), windows=[1, 10, 40])
     >>> bool(bias.relative_error[0] > bias.relative_error[1] > 0), float(bias.relative_error[2])
     (True, 0.0)
     """
@@ -150,9 +154,10 @@ def truncation_bias(
         raise ValueError(f"windows is {windows!r}; wanted at least one whole number of steps")
     windows = [whole_number(f"windows[{n}]", k) for n, k in enumerate(windows)]
     params, xs, state = scaled.wide((params, xs, state))
+    cell = as_cell(cell, state)
     sequence = jax.tree.map(jnp.asarray, as_sequence(cell, xs, state, lengths, mask, resets))
     start, fresh, timeline = prepare(cell, params, sequence)
-    times = jnp.arange(timeline.x.shape[0])
+    times = jnp.arange(time_and_batch(cell, timeline.x)[0])
 
     # One program for every window length: where a border falls is data.
     @jax.jit
@@ -160,9 +165,14 @@ def truncation_bias(
         def body(params, state, at):
             now, border = at
             state = jax.tree.map(lambda s: jnp.where(border, lax.stop_gradient(s), s), state)
-            return advance(cell.step, params, fresh, state, now)
+            state, _ = advance(cell.step, params, fresh, state, now)
+            return state, state
 
-        return jax.grad(lambda p: loss_fn(lax.scan(partial(body, p), start, (timeline, border))[1]))(params)
+        def loss(params):
+            _, after = lax.scan(partial(body, params), start, (timeline, border))
+            return loss_fn(over_time(start, after))
+
+        return jax.grad(loss)(params)
 
     full = gradient(jnp.zeros_like(times, bool))
     truncated = [gradient((times > 0) & (times % k == 0)) for k in windows]

@@ -54,14 +54,14 @@ def decay_fit(lags: Any, log_norms: Any) -> DecayFit:
 
 
 def half_life(rate: Any) -> Array:
-    """−ln 2 / rate, the steps in which e^{rate · lag} halves; ∞ where it does not shrink.
+    """−ln 2 / rate, the steps in which e^{rate · lag} halves; ∞ where it does not shrink, NaN where there is no rate.
 
     >>> print(f"{half_life(jnp.log(0.5)):.3f}, {half_life(0.1):.3f}")
     1.000, inf
     """
     rate = jnp.asarray(rate)
     shrinks = rate < 0
-    return jnp.where(shrinks, -math.log(2) / jnp.where(shrinks, rate, -1), jnp.inf)
+    return jnp.where(shrinks, -math.log(2) / jnp.where(shrinks, rate, -1), jnp.where(jnp.isnan(rate), rate, jnp.inf))
 
 
 @jax.jit

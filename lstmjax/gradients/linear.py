@@ -116,14 +116,25 @@ def linearised(
         FloatingPointError: parameters, inputs or states are not finite; says which, and at which step and row. Not
             under ``jit``, where values are not known.
     """
-    if not isinstance(cell, Cell):
-        if state is None:
-            raise ValueError("cell is a bare step, and no state is given; wanted the state before the first step")
-        cell = Cell(init=_no_init, initial_state=lambda batch_shape=(), dtype=jnp.float32: state, step=cell)
+    cell = as_cell(cell, state)
     sequence = as_sequence(cell, xs, state, lengths, mask, resets)
     linear, inputs = _linearised(cell, params, sequence)
     _check_finite(params, inputs, linear)
     return linear
+
+
+def as_cell(cell: Cell | Callable, state: State | None) -> Cell:
+    """A cell as it is; of a bare ``step(params, state, x) -> (state, y)`` one that begins at a state.
+
+    Raises:
+        ValueError: a bare step comes without a state.
+    """
+    if isinstance(cell, Cell):
+        return cell
+    if state is None:
+        raise ValueError("cell is a bare step, and no state is given; wanted the state before the first step")
+    start = jax.tree.map(jnp.asarray, state)
+    return Cell(init=_no_init, initial_state=lambda batch_shape=(), dtype=jnp.float32: start, step=cell)
 
 
 def blank_padding(values: Any, lengths: Any, times: Sequence[int] | None = None) -> Any:
@@ -178,7 +189,7 @@ def _check_finite(params: Params, xs: Any, linear: Linearised) -> None:
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((xs, linear.states))):
         return
     for path, leaf in jax.tree.leaves_with_path(params):
-        if not np.isfinite(np.asarray(leaf, np.float64)).all():
+        if _is_floating(leaf) and not np.isfinite(np.asarray(leaf, np.float64)).all():
             raise FloatingPointError(f"params{jax.tree_util.keystr(path)} holds a NaN or an infinity")
     for path, leaf in jax.tree.leaves_with_path(xs):
         _check_finite_over_time(f"xs{jax.tree_util.keystr(path)} at step", leaf, linear.batch_axes)
@@ -186,8 +197,12 @@ def _check_finite(params: Params, xs: Any, linear: Linearised) -> None:
         _check_finite_over_time(f"state{jax.tree_util.keystr(path)} after so many steps:", leaf, linear.batch_axes)
 
 
+def _is_floating(leaf: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+
+
 def _check_finite_over_time(name: str, values: Array, batch_axes: int) -> None:
-    if bool(jnp.isfinite(values).all()):
+    if not _is_floating(values) or bool(jnp.isfinite(values).all()):
         return
     bad = ~np.isfinite(np.asarray(values, np.float64))
     step, *where = np.argwhere(bad)[0].tolist()

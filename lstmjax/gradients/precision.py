@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from lstmjax.cells.base import Cell
 from lstmjax.gradients import scaled
-from lstmjax.gradients.linear import Linearised, linearised
+from lstmjax.gradients.linear import Linearised, as_cell, linearised
 from lstmjax.gradients.scaled import at_highest_precision
 from lstmjax.recurrence.inputs import time_and_batch
 from lstmjax.typing import Params, State
@@ -38,7 +38,7 @@ class PrecisionAudit(NamedTuple):
 
 @at_highest_precision
 def precision_audit(
-    cell: Cell,
+    cell: Cell | Callable,
     params: Params,
     xs: Any,
     loss_fn: Callable[[State], Array],
@@ -52,7 +52,7 @@ def precision_audit(
     are then the same for both backward passes; all that differs is that one carries an exponent beside each adjoint.
 
     Args:
-        cell: any cell.
+        cell: any cell, or a bare ``step(params, state, x) -> (state, y)`` together with a ``state``.
         params: its parameters.
         xs: ``[T, *B, I]`` inputs.
         loss_fn: ``states -> scalar``, as for :func:`~lstmjax.gradients.adjoint_norms`.
@@ -75,6 +75,7 @@ def precision_audit(
     >>> audit["float16"].wrong_from < audit["float32"].wrong_from
     True
     """
+    cell = as_cell(cell, state)
     _, batch = time_and_batch(cell, xs)
     if 0 in batch:
         raise ValueError(f"xs has batch axes {batch}; wanted at least one row: the norms are medians over rows")

@@ -1,8 +1,11 @@
 """One call that answers the question for several cells, fairly: does the gradient survive the lag?"""
 
 import dataclasses
+import json
 import math
+import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -11,14 +14,19 @@ import numpy as np
 from jaxtyping import Array
 from numpy.typing import NDArray
 
+from lstmjax import numerals
 from lstmjax.cells.base import Cell
 from lstmjax.checks import whole_number
+from lstmjax.files import replacing
 from lstmjax.gradients import scaled
 from lstmjax.gradients.adjoint import adjoint_norms
-from lstmjax.gradients.decay import decay_fit
+from lstmjax.gradients.decay import decay_fit, half_life
+from lstmjax.gradients.differences import Difference, rate_differences
 from lstmjax.gradients.gates import gate_statistics
 from lstmjax.gradients.lyapunov import lyapunov_spectrum
+from lstmjax.gradients.outputs import OutputState, with_output
 from lstmjax.gradients.scaled import at_highest_precision
+from lstmjax.progress import progress_bar
 from lstmjax.typing import Key, Params
 from lstmjax.unroll import unroll
 
@@ -50,8 +58,9 @@ class GradientReport:
     Attributes:
         matched: what the cells have in common, in words.
         records: a dict for each cell, seed and phase: ``cell``, ``phase``, ``seed``, ``hidden_size``, ``parameters``,
-            ``loss``, ``rate`` (of ln ‖∂L/∂h‖ a step), ``half_life`` (steps), ``r2``, ``lyapunov`` (the leading
-            exponent), ``timescale`` (the median unit's 1/(1 − f), in steps; None without a gate that keeps).
+            ``loss``, ``rate`` (of ln ‖∂L/∂h‖ a step, the median over rows), ``rate_min`` and ``rate_max`` (of the rows,
+            each fitted by itself), ``half_life`` (steps), ``r2``, ``lyapunov`` (the leading exponent), ``timescale``
+            (the median unit's 1/(1 − f), in steps; None without a gate that keeps).
         curves: ``[seeds, T + 1]`` base-10 logarithms of ‖∂L/∂h‖ by lag, a median over rows, by phase and cell. For a
             cell whose state has no field ``h``, of ‖∂L/∂s‖ over its whole state, and of ‖∂L/∂y‖ at lag 0.
     """
@@ -63,33 +72,93 @@ class GradientReport:
     def table(self) -> str:
         """Medians over seeds, a line for each phase and cell; the gradient at a lag is relative to that at lag 0.
 
-        Lags beyond the sequence have no column. A last line says what the columns are.
+        Lags beyond the sequence have no column. The last lines say what the columns are.
         """
-        some = next(curve for curves in self.curves.values() for curve in curves.values())
-        lags = [lag for lag in (10, 100, 1000) if lag < some.shape[1]]
-        head = (
-            f"{'phase':<15} {'cell':<20} {'H':>5} {'loss':>9} {'half-life':>10} {'R²':>6} "
-            + "".join(f"{f'lag {lag}':>9} " for lag in lags)
-            + f"{'λ₁':>8} {'timescale':>9}"
-        )
+        head, rows = self.rows()
         seeds = len({r["seed"] for r in self.records})
         over = f"medians over {seeds} seed{'s' if seeds > 1 else ''}"
-        lines = [f"matched by {self.matched}; {over}", "", head, "-" * len(head)]
-        for phase, curves in self.curves.items():
-            for cell, curve in curves.items():
-                rows = [r for r in self.records if r["phase"] == phase and r["cell"] == cell]
-                lines.append(
-                    f"{phase:<15} {cell:<20} {rows[0]['hidden_size']:>5} {_median(rows, 'loss'):>9.3g} "
-                    f"{format_half_life(_median(rows, 'half_life')):>10} {_median(rows, 'r2'):>6.3f} "
-                    + "".join(f"{_left(curve, lag):>9} " for lag in lags)
-                    + f"{_median(rows, 'lyapunov'):>8.4f} "
-                    + (f"{_median(rows, 'timescale'):>9.3g}" if rows[0]["timescale"] is not None else f"{'-':>9}")
-                )
         meanings = (
-            "half-life and timescale in steps; lag: ‖∂L/∂h‖ there over that at lag 0;",
+            "half-life and timescale in steps, of seeds and of rows from least to greatest; lag: ‖∂L/∂h‖ over lag 0's;",
             "λ₁: leading Lyapunov exponent a step; timescale: the median unit's 1/(1 − f)",
         )
-        return "\n".join([*lines, "", *meanings])
+        table = numerals.plain_table(head, rows, words=2)
+        return "\n".join([f"matched by {self.matched}; {over}", "", table, "", *meanings])
+
+    def rows(self) -> tuple[list[str], list[list[str]]]:
+        """The head of the table and its lines, in words."""
+        some = next(curve for curves in self.curves.values() for curve in curves.values())
+        lags = [lag for lag in (10, 100, 1000) if lag < some.shape[1]]
+        head = ["phase", "cell", "H", "loss", "half-life", "of seeds", "of rows", "R²"]
+        head += [*(f"lag {lag}" for lag in lags), "λ₁", "timescale"]
+        lines = []
+        for phase, curves in self.curves.items():
+            for cell, curve in curves.items():
+                of = [r for r in self.records if r["phase"] == phase and r["cell"] == cell]
+                timescale = f"{_median(of, 'timescale'):.3g}" if of[0]["timescale"] is not None else "-"
+                lines.append(
+                    [
+                        phase, cell, str(of[0]["hidden_size"]), f"{_median(of, 'loss'):.3g}",
+                        numerals.half_life(float(half_life(_median(of, "rate")))),
+                        _half_lives(min(r["rate"] for r in of), max(r["rate"] for r in of)),
+                        _half_lives(min(r["rate_min"] for r in of), max(r["rate_max"] for r in of)),
+                        f"{_median(of, 'r2'):.3f}", *(_left(curve, lag) for lag in lags),
+                        f"{_median(of, 'lyapunov'):.4f}", timescale,
+                    ]
+                )  # fmt: skip
+        return head, lines
+
+    def differences(self) -> dict[str, list[Difference]]:
+        """Whether any two cells' rates differ, by phase: see :func:`~lstmjax.gradients.rate_differences`."""
+        return {
+            phase: rate_differences(
+                {
+                    cell: [r["rate"] for r in self.records if r["phase"] == phase and r["cell"] == cell]
+                    for cell in curves
+                }
+            )
+            for phase, curves in self.curves.items()
+        }
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes the report to a file in JSON, where numbers that are not finite stand as words.
+
+        Args:
+            path: the file; one that is there already is replaced.
+        """
+        with replacing(path) as part:
+            part.write_text(json.dumps(self.to_dict()))
+
+    def to_dict(self) -> dict[str, Any]:
+        """What :meth:`save` writes, of dicts, lists, numbers and words alone."""
+        curves = {phase: {cell: curve.tolist() for cell, curve in of.items()} for phase, of in self.curves.items()}
+        return {"matched": self.matched, "records": _spelled(self.records), "curves": _spelled(curves)}
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "GradientReport":
+        """Reads a report that :meth:`save` wrote, or the command ``lstmjax compare``.
+
+        Args:
+            path: the file.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it holds no report.
+
+        >>> import tempfile
+        >>> report = GradientReport("hidden size, 4", [{"rate": -0.5}], {"now": {"RNN": np.array([[0.0, -np.inf]])}})
+        >>> report.save(path := Path(tempfile.mkdtemp()) / "report.json")
+        >>> GradientReport.load(path).curves["now"]["RNN"].tolist()
+        [[0.0, -inf]]
+        """
+        try:
+            read = json.loads(Path(path).read_text())
+            curves = {
+                phase: {cell: np.array(curve, np.float64) for cell, curve in of.items()}
+                for phase, of in read["curves"].items()
+            }
+            return cls(read["matched"], [_numbers(r) for r in read["records"]], curves)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} holds no report of gradients: {error}") from None
 
     def figure(self) -> Any:
         """A panel for each phase, a line for each cell: median over seeds, band from least to greatest."""
@@ -114,6 +183,7 @@ def gradient_report(
     seeds: int = 5,
     train_steps: int = 0,
     learning_rate: float = 1e-3,
+    progress: bool = True,
 ) -> GradientReport:
     """Compares how gradients of several cells survive the lag, at initialisation and, on request, after training.
 
@@ -134,15 +204,18 @@ def gradient_report(
         seeds: how many; each draws weights and readout of its own.
         train_steps: steps of Adam, gradients clipped at norm 1, between the two phases; 0: no second phase.
         learning_rate: of Adam.
+        progress: show a bar on standard error.
 
     Returns:
         A :class:`GradientReport`.
 
     Raises:
         ValueError: there is no cell, a setting is out of range, or inputs or targets have the wrong shape: with
-            ``outputs`` given, that of targets is left to a loss of your own. A label is not below ``outputs``. By
-            parameters, no size gives a cell as many as the first one has.
-        TypeError: cells is no dict, or holds something that is no function; a cell puts out no ``[*B, features]``.
+            ``outputs`` given, that of targets is left to a loss of your own. Targets are whole numbers for a loss of
+            your own, and ``outputs`` is not given; or a label is below 0 or not below ``outputs``. By parameters, no
+            size gives a cell as many as the first one has.
+        TypeError: cells is no dict, or holds something that is no function, or one that makes no Cell; a cell puts out
+            no ``[*B, features]``.
         FloatingPointError: inputs, targets, weights, states or a loss are not finite; says where.
 
     >>> import lstmjax
@@ -167,9 +240,11 @@ def gradient_report(
 
     records: list[dict[str, Any]] = []
     curves: dict[str, dict[str, list[NDArray]]] = {}
+    bar = progress_bar(None, "gradient report", "seed", shown=progress, total=len(built) * seeds)
     for name, sized in built.items():
         train = _make_training(sized, loss_fn, draw, train_steps, learning_rate) if train_steps else None
         for seed in range(seeds):
+            bar.set_postfix_str(name, refresh=False)
             key_init, key_data, key_train = jax.random.split(jax.random.key(seed), 3)
             batch = Data(*draw(key_data))
             _check_targets(batch.targets, outputs)
@@ -186,21 +261,10 @@ def gradient_report(
                 curves.setdefault(phase, {}).setdefault(name, []).append(curve)
                 about = {"cell": name, "phase": phase, "seed": seed}
                 records.append(about | {"hidden_size": sized.hidden_size, "parameters": sized.parameters} | numbers)
+            bar.update()
+    bar.close()
     stacked = {phase: {name: np.stack(rows) for name, rows in of.items()} for phase, of in curves.items()}
     return GradientReport(matched, records, stacked)
-
-
-def power_of_ten(exponent: float) -> str:
-    """10**exponent as 1.2e-301, where a float would have ended at 5e-324.
-
-    >>> power_of_ten(-400.5), power_of_ten(0.0)
-    ('3.2e-401', '1.0e+00')
-    """
-    whole = math.floor(exponent)
-    digits = f"{10 ** (exponent - whole):.1f}"
-    if digits == "10.0":
-        whole, digits = whole + 1, "1.0"
-    return f"{digits}e{whole:+03d}"
 
 
 class _Sized(NamedTuple):
@@ -212,45 +276,21 @@ class _Sized(NamedTuple):
     parameters: int
 
 
-class _WithOutput(NamedTuple):
-    """The state of a cell that has no ``h``, and its last output, which nothing but the loss reads."""
-
-    own: Any
-    h: Array
-
-
-def _with_h(cell: Cell, name: str, inputs: int) -> Cell:
-    """The cell itself where its state has a field ``h``; else one that keeps its last output under that name."""
-
-    def output(batch_shape, dtype):
-        def step():
-            x = jnp.zeros((*batch_shape, inputs), dtype)
-            return cell.step(cell.init(jax.random.key(0), inputs, dtype), cell.initial_state(batch_shape, dtype), x)[1]
-
-        return jax.eval_shape(step)
-
-    def initial_state(batch_shape=(), dtype=jnp.float32):
-        y = output(batch_shape, dtype)
-        return _WithOutput(cell.initial_state(batch_shape, dtype), jnp.zeros(y.shape, y.dtype))
-
-    def step(params, state, x):
-        own, y = cell.step(params, state.own, x)
-        return _WithOutput(own, y), y
-
-    if hasattr(jax.eval_shape(cell.initial_state), "h"):
-        return cell
-    if getattr(y := output((2,), jnp.float32), "shape", ())[:-1] != (2,):
-        raise TypeError(f"the cell of cells[{name!r}] puts out {y} for 2 rows; wanted one array [*B, features]")
-    start = None if cell.start is None else lambda params: _WithOutput(cell.start(params), initial_state().h)
-    return Cell(cell.init, initial_state, step, start=start)
-
-
 def _matched(cells: Mapping[str, Callable], inputs: int, hidden_size: int, match: Match) -> dict[str, _Sized]:
     def sized(name, size):
         cell = cells[name](size)
+        if not isinstance(cell, Cell):
+            raise TypeError(
+                f"cells[{name!r}] made a {type(cell).__name__} of hidden size {size}; wanted a lstmjax.Cell: of a bare "
+                "step, Cell(init, initial_state, step)"
+            )
+        try:
+            with_h = with_output(cell, inputs)
+        except TypeError as error:
+            raise TypeError(str(error).replace("the cell", f"the cell of cells[{name!r}]", 1)) from None
         shapes = jax.eval_shape(lambda key: cell.init(key, inputs), jax.random.key(0))
         parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
-        return _Sized(cell, _with_h(cell, name, inputs), size, parameters)
+        return _Sized(cell, with_h, size, parameters)
 
     names = list(cells)
     built = {name: sized(name, hidden_size) for name in names}
@@ -317,16 +357,19 @@ def _measure(sized: _Sized, loss_fn: Callable, params: dict, batch: Data) -> tup
         return loss_fn(states.h[-1] @ readout, batch.targets)
 
     norms = adjoint_norms(sized.with_h, params["cell"], batch.xs, loss)
-    if sized.with_h is not sized.cell:  # the kept output passes nothing on: the way back is through the whole state
+    if isinstance(norms, OutputState):  # the kept output passes nothing on: the way back is through the whole state
         norms = norms._replace(h=0.5 * jax.nn.logsumexp(2 * jnp.stack(jax.tree.leaves(norms)), axis=0))
-    by_lag = np.median(np.asarray(norms.h), axis=1)[::-1]
-    fit = decay_fit(np.arange(1, steps + 1, dtype=np.float32), by_lag[1:])
+    lags, of_rows = np.arange(1, steps + 1, dtype=np.float32), np.asarray(norms.h)[::-1]
+    by_lag = np.median(of_rows, axis=1)
+    fit, every = decay_fit(lags, by_lag[1:]), decay_fit(lags, of_rows[1:].T).rate
     final, _ = unroll(sized.with_h, params["cell"], batch.xs)
     # One row is enough for an exponent, which is an average over time already.
     exponent = lyapunov_spectrum(sized.cell, params["cell"], batch.xs[:, 0], leading=1, burn_in=steps // 10)
     numbers = {
         "loss": float(loss_fn(final.h @ readout, batch.targets)) / rows,
         "rate": float(fit.rate),
+        "rate_min": float(np.min(every)),
+        "rate_max": float(np.max(every)),
         "half_life": float(fit.half_life),
         "r2": float(fit.r2),
         "lyapunov": float(exponent[0]),
@@ -370,6 +413,11 @@ def _check_shapes(data: Data, loss_fn: Callable, outputs: int | None) -> tuple[i
     # The default loss would broadcast; what a loss of the user's own takes is not known here.
     if outputs is not None and loss_fn is not squared_error:
         return xs[-1], outputs
+    if loss_fn is not squared_error and jnp.issubdtype(jnp.result_type(data.targets), jnp.integer):
+        raise ValueError(
+            f"targets are whole numbers of shape {targets}, and no number of outputs tells how many classes there are; "
+            "wanted outputs=, for a loss that takes labels"
+        )
     if len(targets) != 2 or targets[0] != xs[1] or outputs not in (None, targets[1]):
         hint = ": targets[:, None] for one number a row, or outputs for labels" if targets == xs[1:2] else ""
         raise ValueError(f"targets have shape {targets}; wanted [B, O], here ({xs[1]}, {outputs or 'O'}){hint}")
@@ -378,8 +426,10 @@ def _check_shapes(data: Data, loss_fn: Callable, outputs: int | None) -> tuple[i
 
 def _check_targets(targets: Any, outputs: int) -> None:
     targets = np.asarray(targets)
-    if targets.ndim == 1 and np.issubdtype(targets.dtype, np.integer) and targets.max() >= outputs:
-        raise ValueError(f"targets hold the label {targets.max()}; wanted labels below outputs = {outputs}")
+    if targets.ndim == 1 and np.issubdtype(targets.dtype, np.integer):
+        for label in (targets.max(), targets.min()):
+            if not 0 <= label < outputs:
+                raise ValueError(f"targets hold the label {label}; wanted labels from 0 on, below outputs = {outputs}")
     targets = targets.astype(np.float64)
     bad = np.argwhere(~np.isfinite(targets))
     if bad.size:
@@ -397,12 +447,28 @@ def _median(rows: list[dict[str, Any]], key: str) -> float:
     return float(np.median([r[key] for r in rows]))
 
 
-def format_half_life(steps: float) -> str:
-    """Steps to half, in three digits."""
-    return f"{steps:.3g}" if math.isfinite(steps) else "no decay"
+def _half_lives(slowest: float, fastest: float) -> str:
+    """Half-lives from that of the least rate, the fastest decay, to that of the greatest."""
+    return numerals.half_lives(float(half_life(slowest)), float(half_life(fastest)))
 
 
 def _left(curve: NDArray, lag: int) -> str:
     with np.errstate(invalid="ignore"):
-        exponent = float(np.median(curve[:, lag] - curve[:, 0]))
-    return power_of_ten(exponent) if math.isfinite(exponent) else "0"
+        return numerals.power_of_ten(float(np.median(curve[:, lag] - curve[:, 0])))
+
+
+def _spelled(value: Any) -> Any:
+    """The value for JSON, which has no word of its own for an infinity or a NaN."""
+    match value:
+        case dict():
+            return {key: _spelled(v) for key, v in value.items()}
+        case list():
+            return [_spelled(v) for v in value]
+        case float() if not math.isfinite(value):
+            return str(value)
+    return value
+
+
+def _numbers(record: dict[str, Any]) -> dict[str, Any]:
+    """A record with the words of :func:`_spelled` as numbers again."""
+    return {key: float(v) if v in ("nan", "inf", "-inf") else v for key, v in record.items()}

@@ -166,8 +166,8 @@ def _lower(platform: str, ctx: Any, *operands: Any, ways: Ways, precision: Any, 
 def _for_one_cpu(context: Any) -> bool:
     """Whether a program is for one CPU of this process.
 
-    A kernel cannot be split over devices by XLA, nor put into a program that is to be read elsewhere; and a hand-written
-    transpose does not sum over the devices of a ``shard_map`` the cotangents of what all of them share.
+    A kernel cannot be split over devices by XLA, nor put into a program that is to be read elsewhere; and its
+    hand-written transpose does not sum, over the devices of a ``shard_map``, the cotangents of what all of them share.
     """
     return getattr(context.axis_context, "num_devices", None) == 1 and not context.lowering_parameters.for_export
 

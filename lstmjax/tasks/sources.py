@@ -1,21 +1,22 @@
-"""Real sequences that ship inside packages."""
+"""Real sequences that come with this library."""
+
+import gzip
+from importlib import resources
 
 import numpy as np
 from numpy.typing import NDArray
 
 
 def english_text() -> str:
-    """The English prose that ships with Python: the help topics of ``pydoc``, some 465,000 characters.
+    """English prose, 465,048 characters: the help topics of ``pydoc`` as Python 3.11.7 ships them.
 
-    The text varies a little with the version of Python.
+    The text comes with this library, so that it is the same under every version of Python, whose own is not.
 
     >>> text = english_text()
-    >>> len(text) > 300_000, "statement" in text
-    (True, True)
+    >>> len(text), "statement" in text
+    (465048, True)
     """
-    from pydoc_data.topics import topics
-
-    return "\n".join(topics[name] for name in sorted(topics))
+    return _packed("english.txt.gz")
 
 
 def code_points(text: str) -> NDArray[np.int32]:
@@ -42,13 +43,16 @@ def one_hot_text(text: str) -> NDArray[np.float32]:
 def seattle_temperatures() -> NDArray[np.float32]:
     """Hourly temperatures at Seattle through one year, ``[8759, 1]``, standardised to mean 0 and variance 1.
 
-    NOAA's normals for 2010, in the public domain, as packaged by ``vega_datasets`` (extra ``benchmarks``).
+    NOAA's normals for 2010, in the public domain.
 
     >>> series = seattle_temperatures()
     >>> series.shape, abs(float(series.mean())) < 1e-4
     ((8759, 1), True)
     """
-    from vega_datasets import data
-
-    degrees = data.seattle_temps()["temp"].to_numpy()
+    degrees = np.array(_packed("seattle_temperatures.txt.gz").split(), np.float64)
     return ((degrees - degrees.mean()) / degrees.std()).astype(np.float32)[:, None]
+
+
+def _packed(name: str) -> str:
+    """A text that comes with this library: ``data/LICENSE.txt`` says where from."""
+    return gzip.decompress((resources.files("lstmjax.tasks") / "data" / name).read_bytes()).decode()
