@@ -282,7 +282,8 @@ def test_a_cell_is_an_argument_of_jit_and_equal_cells_share_a_program():
 def test_an_activation_that_cannot_be_hashed():
     cell = lstmjax.rnn(4, activation=Module(np.ones(4, np.float32)))
     params = weights(cell)
-    chex.assert_trees_all_close(unroll(cell, params, XS), unroll(lstmjax.rnn(4), params, XS), rtol=1e-6)
+    known = unroll(lstmjax.rnn(4), params, XS, implementation="fused")
+    chex.assert_trees_all_close(unroll(cell, params, XS), known, rtol=1e-6)
 
 
 def test_an_activation_written_once_is_compiled_once():

@@ -61,7 +61,7 @@ BAD_CALLS = {
     "a step that changes its carry": (ValueError, "the cell's step was given state .* and returned", lambda: unroll(cell.replace(step=lambda p, s, x: (s.c, s.h)), params, xs)),
     "remat_block": (ValueError, "remat_block is 0; wanted a whole number", lambda: unroll(cell, params, xs, remat_block=0)),
     "scan_unroll": (ValueError, "scan_unroll is 1.5; wanted a whole number", lambda: state_history(cell, params, xs, scan_unroll=1.5)),
-    "implementation": (ValueError, "implementation is 'cuda'; wanted None, 'fused', 'scan' or, to unroll, 'cudnn'", lambda: unroll(cell, params, xs, implementation="cuda")),
+    "implementation": (ValueError, "implementation is 'cuda'; wanted None, 'fused', 'native', 'scan' or, to unroll, 'cudnn'", lambda: unroll(cell, params, xs, implementation="cuda")),
     "no recurrence": (ValueError, "implementation is 'fused', which cannot run this cell: its step is not made of two parts", lambda: unroll(cell.replace(step=lambda *a: cell.step(*a)), params, xs, implementation="fused")),
     "cuDNN without a GPU": (ValueError, "'cudnn', which cannot serve this: mask is given; the backend is cpu, not gpu", lambda: unroll(cell, params, xs, mask=jnp.ones((T, B), bool), implementation="cudnn")),
     "cuDNN for another cell": (ValueError, "the cell is no LSTM with σ and tanh; .* hold bfloat16, not float32", lambda: unroll(gru(H), gru(H).init(key, I, jnp.bfloat16), xs.astype(jnp.bfloat16), implementation="cudnn")),

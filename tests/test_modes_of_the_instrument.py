@@ -27,7 +27,9 @@ from lstmjax.gradients import (
     lyapunov_spectrum,
     per_step_param_grads,
     precision_audit,
+    rate_differences,
     truncation_bias,
+    with_output,
 )
 
 
@@ -62,6 +64,13 @@ def make(hidden_size):
     return lstmjax.Cell(lambda *args: Weights(*lstm.init(*args)), lstm.initial_state, step)
 
 
+def bare_step(params, c, x):
+    state, h = step(params, lstmjax.LSTMState(c, jnp.tanh(c)), x)
+    return state.c, h
+
+
+# Its state is one array, without a name.
+BARE = lstmjax.Cell(make(2).init, lambda b=(), dtype=jnp.float32: jnp.zeros((*b, 2), dtype), bare_step)
 CELL, GATED = make(2), lstmjax.lstm(2)
 PARAMS = GATED.init(jax.random.key(0), 3)
 XS = jax.random.normal(jax.random.key(1), (4, 2, 3))
@@ -94,10 +103,12 @@ CALLS = {
     "depth_norms": lambda p, x: depth_norms(
         lambda p: deep(p, x[0]), feed_forward(2, 3, activation=jnp.tanh)[0](jax.random.key(0))
     ),
+    "with_output": lambda p, x: adjoint_norms(with_output(BARE, 3), p, x, last),
     "feed_forward": lambda p, x: deep(feed_forward(2, 3, activation=jnp.tanh)[0](jax.random.key(0)), x),
 }
 # Those that look at values on the host, with the calls of which the numbers are taken there.
 ON_THE_HOST = {
+    "rate_differences": lambda: rate_differences({"LSTM": np.ones(3), "GRU": np.zeros(3)}),
     "precision_audit": lambda: precision_audit(CELL, PARAMS, XS, last),
     "gradient_report": lambda: gradient_report(
         {"LSTM": make}, (XS, jnp.array([0, 1])), outputs=2, hidden_size=2, seeds=1, match="parameters",

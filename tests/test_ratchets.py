@@ -171,7 +171,7 @@ def test_operations_in_loops(name, which):
     params, xs, _ = problem(cell, (50, 8, 16), dtype=jnp.float32)
 
     def forward(params, xs):
-        return lstmjax.unroll(cell, params, xs)[1]
+        return lstmjax.unroll(cell, params, xs, implementation="fused")[1]
 
     run = forward if which == "forward" else jax.grad(lambda *args: forward(*args).sum())
     found, most = operations_in_loops(run, params, xs), OPERATIONS[name, which]

@@ -64,10 +64,13 @@ def headline(longest: int) -> dict[str, Candidate]:
     return {name: _of_the_library(f, settings, words) for name, (f, settings, words) in made.items()}
 
 
-ZOO = sorted(
-    name for name in cells.__all__
-    if inspect.isfunction(getattr(cells, name)) and not name.endswith("_step") and name != CONVOLUTIONAL
-)  # fmt: skip
+def _makes_a_cell(name: str) -> bool:
+    """Whether it makes a cell of a number of units: wrappers want a cell, and steps and draws want arrays."""
+    made = getattr(cells, name)
+    return inspect.isfunction(made) and next(iter(inspect.signature(made).parameters)) == "hidden_size"
+
+
+ZOO = sorted(name for name in cells.__all__ if _makes_a_cell(name) and name != CONVOLUTIONAL)
 """The names of the library's cells that read a series."""
 
 

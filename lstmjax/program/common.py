@@ -68,7 +68,7 @@ class Options:
             values = getattr(self, field.name)
             if isinstance(values, tuple) and (not values or len(set(values)) < len(values)):
                 raise ValueError(f"{field.name} is {values}; wanted at least one, each once")
-            if field.type is int:
+            if isinstance(field.default, int) and not isinstance(field.default, bool):
                 whole_number(field.name, values, least=min(field.default, 1))
         if self.data is None and (self.columns or self.target):
             raise ValueError("columns and target are those of a file; wanted --data too")
