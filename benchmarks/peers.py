@@ -158,6 +158,7 @@ def lstmjax_cudnn(params: lstmjax.LSTMParams, xs: jax.Array) -> Peer:
 
 JAX_PEERS: dict[str, Callable[[lstmjax.LSTMParams, jax.Array], Peer]] = {
     "lstmjax": lstmjax_peer,
+    "lstmjax fused": lambda params, xs: lstmjax_peer(params, xs, implementation="fused"),
     "lstmjax scan": lambda params, xs: lstmjax_peer(params, xs, implementation="scan"),
     "lstmjax cuDNN": lstmjax_cudnn,
     "Flax Linen LSTMCell": lambda params, xs: linen(params, xs, optimised=False),

@@ -1,4 +1,4 @@
-"""How fast is the LSTM? Times lstmjax next to other libraries, and next to the matrix products that nobody can avoid.
+"""How fast is the LSTM? Times lstmjax next to other libraries, and next to what the processor can do.
 
 All candidates compute the same function with the same weights, which is checked before anything is timed. They run
 interleaved, in an order drawn anew each round, in one process; a ratio is the median over rounds of two times from
@@ -9,11 +9,15 @@ the same round, so that a machine that slows down slows both.
 
 import dataclasses
 import functools
+import os
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
+
+# Threads of OpenMP that wait for work would take a core from whoever is timed next. Read where PyTorch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +27,7 @@ from jax import lax
 from tqdm import tqdm
 
 import lstmjax
+from benchmarks import peak
 from benchmarks.peers import JAX_PEERS, Peer, TorchPeer, lstmjax_peer
 from lstmjax.files import replacing
 from lstmjax.plot import speed_ratios
@@ -31,11 +36,13 @@ from lstmjax.progress import progress_bar
 
 GRID = (
     "28,128,28,128", "100,32,64,128", "128,64,128,256", "1000,1,32,64", "200,16,8,32", "512,8,64,512", "50,256,32,64",
+    # Many rows and few units, and a call as small as they come.
+    "30,1024,8,16", "10,4096,4,32", "100,256,8,16", "20,1,4,8",
 )  # fmt: skip
 PassName = Literal["forward", "train"]
 PeerName = Literal[
-    "lstmjax scan", "lstmjax cuDNN", "Flax Linen LSTMCell", "Flax Linen OptimizedLSTMCell", "Flax NNX LSTMCell",
-    "Flax NNX OptimizedLSTMCell", "Haiku", "Equinox", "Keras", "PyTorch",
+    "lstmjax fused", "lstmjax scan", "lstmjax cuDNN", "Flax Linen LSTMCell", "Flax Linen OptimizedLSTMCell",
+    "Flax NNX LSTMCell", "Flax NNX OptimizedLSTMCell", "Haiku", "Equinox", "Keras", "PyTorch",
 ]  # fmt: skip
 QUICK_GRID, QUICK_PEERS = ("28,128,28,128", "200,16,8,32"), ("Flax Linen OptimizedLSTMCell", "Haiku", "PyTorch")
 
@@ -52,10 +59,7 @@ class Settings:
     """A point at which the training program is compiled and its memory read, not run; None: leave it out."""
     passes: tuple[PassName, ...] = ("forward", "train")
     """forward: outputs alone. train: gradients with respect to parameters and input of the mean squared output."""
-    peers: tuple[PeerName, ...] = (
-        "lstmjax scan", "lstmjax cuDNN", "Flax Linen LSTMCell", "Flax Linen OptimizedLSTMCell", "Flax NNX LSTMCell",
-        "Flax NNX OptimizedLSTMCell", "Haiku", "Equinox", "Keras", "PyTorch",
-    )  # fmt: skip
+    peers: tuple[PeerName, ...] = get_args(PeerName)
     """Whom to time next to lstmjax; one that is not installed is left out, and that is said."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of weights, inputs and states."""
@@ -138,9 +142,14 @@ def measure(settings: Settings, shape: tuple[int, ...], pass_name: PassName) -> 
             say_left_out(name, str(error))
     check_agreement(answers, settings.dtype)
     floors = {f"floor {n}": compiled(f, params, xs)[0] for n, f in floor_programs(pass_name).items()}
-    times = run_rounds({n: c.run for n, c in (candidates | floors).items()}, settings.seconds)
+    runs = {n: c.run for n, c in (candidates | floors).items()}
+    device = jax.devices()[0]
+    limit = peak.multiply_adds() if device.platform == "cpu" and settings.dtype == "float32" else None
+    if limit is not None:
+        runs["limit"] = limit[0]
+    times = run_rounds(runs, settings.seconds)
     floor = min((times[n] for n in floors), key=np.median)
-    device = jax.devices()[0].device_kind
+    least = None if limit is None else times["limit"] / limit[1] * products(shape, pass_name)
 
     return [
         {
@@ -148,16 +157,23 @@ def measure(settings: Settings, shape: tuple[int, ...], pass_name: PassName) -> 
             "pass": pass_name,
             **dict(zip("TBIH", shape, strict=True)),
             "dtype": settings.dtype,
-            "device": device,
+            "device": device.device_kind,
             "median_ms": round(float(np.median(times[name])) * 1e3, 4),
             "ratio_to_lstmjax": round(float(np.median(times[name] / times["lstmjax"])), 4),
             "ratio_to_floor": round(float(np.median(times[name] / floor)), 4),
+            "share_of_limit": None if least is None else round(float(np.median(least / times[name])), 4),
             "temp_bytes": candidate.temp_bytes,
             "compile_s": None if candidate.compile_s is None else round(candidate.compile_s, 3),
             "rounds": len(times[name]),
         }
         for name, candidate in candidates.items()
     ]
+
+
+def products(shape: tuple[int, ...], pass_name: PassName) -> float:
+    """The floating-point operations in a pass's matrix products; training has three of each product of forward."""
+    steps, batch, inputs, hidden = shape
+    return (2 if pass_name == "forward" else 6) * steps * batch * (inputs + hidden) * 4 * hidden
 
 
 @functools.cache
@@ -334,7 +350,7 @@ def geometric_means(records: list[dict[str, Any]]) -> dict[str, dict[str, float]
         best: dict[tuple, float] = {}
         for r in (r for r in records if r["pass"] == pass_name and r["implementation"] != "lstmjax"):
             ratios.setdefault(r["implementation"], []).append(r["ratio_to_lstmjax"])
-            if r["implementation"] not in ("PyTorch", "lstmjax scan"):
+            if r["implementation"] != "PyTorch" and not r["implementation"].startswith("lstmjax "):
                 point = (r["T"], r["B"], r["I"], r["H"])
                 best[point] = min(best.get(point, np.inf), r["ratio_to_lstmjax"])
         if best:
@@ -359,7 +375,8 @@ def format_table(records: list[dict[str, Any]]) -> str:
     for pass_name in dict.fromkeys(r["pass"] for r in records):
         rows = [r for r in records if r["pass"] == pass_name]
         lines.append("")
-        for part, left in ((0, f"{pass_name:<16}{'':>8}{'':>8}"), (1, f"{'T,B,I,H':<16}{'ms':>8}{'/floor':>8}")):
+        heads_left = f"{pass_name:<16}{'':>8}{'of the':>8}", f"{'T,B,I,H':<16}{'/floor':>8}{'limit':>8}"
+        for part, left in enumerate(heads_left):
             lines.append((left + "".join(f"{heads[n][part]:>8}" for n in peers)).rstrip())
         lines.append("-" * len(lines[-2]))
         for point in dict.fromkeys((r["T"], r["B"], r["I"], r["H"]) for r in rows):
@@ -367,7 +384,8 @@ def format_table(records: list[dict[str, Any]]) -> str:
             ours = at["lstmjax"]
             ratios = "".join(f"{at[n]['ratio_to_lstmjax']:>8.2f}" if n in at else f"{'-':>8}" for n in peers)
             label = ",".join(map(str, point))
-            lines.append(f"{label:<16}{ours['median_ms']:>8.2f}{ours['ratio_to_floor']:>8.2f}{ratios}")
+            share = "-" if (part := ours.get("share_of_limit")) is None else f"{part:.0%}"
+            lines.append(f"{label:<16}{ours['ratio_to_floor']:>8.2f}{share:>8}{ratios}")
         means = geometric_means(rows)[pass_name]
         lines.append(f"{'geometric mean':<32}" + "".join(f"{means.get(n, np.nan):>8.2f}" for n in peers))
         if "best JAX peer of each point" in means:
