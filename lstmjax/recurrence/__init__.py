@@ -3,6 +3,9 @@
 * ``scan``: a plain ``lax.scan`` over any step, and what all ways share: resets, skipped steps, blocks
 * ``parts``: a step taken apart, with the diagonals of ``elementwise``
 * ``linear``: the scan whose derivative is a linear recurrence, for steps that can be taken apart
+* ``platforms``: which way a program takes, chosen where it is lowered
+* ``accelerator``: the ways of ``linear`` on a GPU or a TPU
+* ``cpu``, ``native``: its ways on a CPU, by kernels in C++
 * ``cudnn``: NVIDIA's LSTM
 * ``inputs``: the arguments of an unroll, checked and made into what a scan consumes
 """
