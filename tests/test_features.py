@@ -70,7 +70,7 @@ def ours():
 
     layers, projected = [(cell, cell)] * 2, lstmjax.projected_lstm(4, 2)
     weights = lstmjax.init_stack(layers, KEY, 3)
-    noisy = lstmjax.variational_dropout(cell, 0.5)
+    drawn = lstmjax.draw_masks(KEY, lstmjax.variational_dropout(cell, 0.5), params, XS)
     grid = lstmjax.conv_lstm(4, (8,))
     kernels = grid.init(KEY, GRID.shape[-1])
     return Library(
@@ -78,7 +78,7 @@ def ours():
         biases=lambda forget: lstmjax.lstm(4, forget_bias=forget).init(KEY, 3).b,
         projected=lambda: lstmjax.unroll(projected, projected.init(KEY, 3), XS)[1],
         several=lambda: lstmjax.unroll_stack(layers, weights, XS, dropout_rate=0.5, dropout_key=KEY)[1],
-        dropped=lambda: lstmjax.unroll(*lstmjax.draw_masks(KEY, noisy, params, XS))[1] != lstmjax.unroll(cell, params, XS)[1],
+        dropped=lambda: lstmjax.unroll(*drawn)[1] != lstmjax.unroll(cell, params, XS)[1],
         less_memory=lambda: memory(20) < memory(None) / 2,
         convolution=lambda: lstmjax.unroll(grid, kernels, GRID.swapaxes(0, 1))[1].swapaxes(0, 1),
     )  # fmt: skip
