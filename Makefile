@@ -79,6 +79,7 @@ results: $(INSTALLED)
 	$(BIN)/lstmjax explain --picture notebooks/unit.png
 	$(BIN)/python -m benchmarks.throughput --out benchmarks/results
 	$(BIN)/python -m benchmarks.training --out benchmarks/results
+	$(BIN)/python -m benchmarks.half_precision --out benchmarks/results
 	$(BIN)/python -m benchmarks.write_tables
 
 # The same grid on the newest JAX: make results-newest EXTRAS=dev,peers PYTHON=python3.12 VENV=.venv-newest

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import gradient_study, long_lag, throughput, training
+from benchmarks import gradient_study, half_precision, long_lag, throughput, training
 from lstmjax.numerals import markdown_table
 from lstmjax.program import gradients
 
@@ -56,6 +56,11 @@ def characters_table() -> str:
     return training.format_characters(results["characters"], results["entropies"])
 
 
+def half_precision_table() -> str:
+    """How far the gradient in bfloat16 is from that in float64."""
+    return half_precision.format_table(read("half_precision.json")["records"])
+
+
 def where_measured(env: dict[str, Any]) -> str:
     """A line above a table of times."""
     return f"jax {env['jax']}, {env['cpus']} cores ({env['system']}), {env['dtype']}, {env['date']}"
@@ -85,6 +90,7 @@ TABLES: dict[str, tuple[str, Callable[[], str], bool]] = {
     "gradient norms": ("docs/results.md", gradient_table, True),
     "speed": ("README.md", speed_summary, False),
     "training": ("docs/results.md", training_summary, False),
+    "half precision": ("docs/results.md", half_precision_table, False),
     **{f"study, {n}": ("benchmarks/README.md", study_table(n), True) for n in gradient_study.SECTIONS},
     "long lags": ("benchmarks/README.md", long_lag_table, True),
     "training speed": ("benchmarks/README.md", training_table, True),
