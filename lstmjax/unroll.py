@@ -117,19 +117,11 @@ def state_history(
     """Every state of an unroll: the state after each step, and on request the one before the first.
 
     Args:
-        cell: any cell; and ``params``, ``xs``, ``state`` and the options as for :func:`unroll`.
-        params: the cell's parameters.
-        xs: ``[T, *B, I]`` inputs.
-        state: the state before the first step.
+        cell, params, xs, state: as for :func:`unroll`.
         include_initial: put the state before the first step at its place in time: in front, or after the rest where
             ``reverse`` is set. The time axis is then T + 1 long.
-        lengths: as for :func:`unroll`.
-        mask: as for :func:`unroll`.
-        resets: as for :func:`unroll`.
-        reverse: as for :func:`unroll`.
-        remat_block: as for :func:`unroll`.
-        scan_unroll: as for :func:`unroll`.
-        implementation: as for :func:`unroll`.
+        lengths, mask, resets, reverse, remat_block, scan_unroll: as for :func:`unroll`.
+        implementation: likewise, but for ``"cudnn"``.
 
     Returns:
         A state whose every leaf has a leading time axis. A skipped step repeats the state it left as it was.

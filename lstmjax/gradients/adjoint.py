@@ -52,9 +52,8 @@ def adjoint_norms(
             leaf ``[T + 1, *B, ...]``, float32 at least. ``states.h[-1]`` is every row's last hidden state, whatever
             its length. Sum over rows: a mean divides every gradient by their number.
         state: the state before the first step; the cell's initial state unless given.
-        lengths: as for :func:`~lstmjax.unroll`.
-        mask: as for :func:`~lstmjax.unroll`. The gradient passes a skipped step unchanged.
-        resets: as for :func:`~lstmjax.unroll`. No gradient passes a reset: −∞ before it.
+        lengths, mask, resets: as for :func:`~lstmjax.unroll`. The gradient passes a skipped step
+            unchanged, and no gradient passes a reset: −∞ before it.
 
     Returns:
         Natural logarithms in the form of a state, leaves ``[T + 1, *B]``: −∞ where a gradient is exactly zero, NaN

@@ -57,9 +57,7 @@ def gate_values(
         params: its parameters.
         xs: ``[T, *B, I]`` inputs.
         state: the state before the first step; the cell's initial state unless given.
-        lengths: as for :func:`~lstmjax.unroll`.
-        mask: as for :func:`~lstmjax.unroll`.
-        resets: as for :func:`~lstmjax.unroll`.
+        lengths, mask, resets: as for :func:`~lstmjax.unroll`.
         gates: ``(params, state, x) -> {name: value}``, the gates of a step from what the step is given, each
             ``[*B, ...]``; default those that the cell's step names.
 
@@ -105,9 +103,7 @@ def gate_statistics(
         params: its parameters.
         xs: ``[T, *B, I]`` inputs.
         state: the state before the first step.
-        lengths: as for :func:`~lstmjax.unroll`.
-        mask: as for :func:`~lstmjax.unroll`.
-        resets: as for :func:`~lstmjax.unroll`.
+        lengths, mask, resets: as for :func:`~lstmjax.unroll`.
         gates: as for :func:`gate_values`.
         keeps: the name of the gate that says how much of the state is kept; default the one that the cell names.
 

@@ -59,9 +59,7 @@ def cell_highway(
         params: its parameters.
         xs: ``[T, *B, I]`` inputs.
         state: the state before the first step; the cell's initial state unless given.
-        lengths: as for :func:`~lstmjax.unroll`.
-        mask: as for :func:`~lstmjax.unroll`.
-        resets: as for :func:`~lstmjax.unroll`.
+        lengths, mask, resets: as for :func:`~lstmjax.unroll`.
 
     Returns:
         A :class:`CellHighway`, float32 at least; −∞ for what is exactly zero, NaN after a row's end.

@@ -73,9 +73,8 @@ def jacobian_norms(
         state: the state before the first step; the cell's initial state unless given.
         times: the t wanted, from 0 (before the first step) to T; all T + 1 unless given.
         method: None: exact up to a state of 512 numbers, an LSTM of 256 units.
-        lengths: as for :func:`~lstmjax.unroll`; s_T is then each row's state after its own last step.
-        mask: as for :func:`~lstmjax.unroll`.
-        resets: as for :func:`~lstmjax.unroll`.
+        lengths, mask, resets: as for :func:`~lstmjax.unroll`. With lengths,
+            s_T is each row's state after its own last step.
 
     Returns:
         Natural logarithms, float32 at least, −∞ where a Jacobian is exactly zero, NaN after a row's end.

@@ -106,9 +106,7 @@ def linearised(
         params: its parameters.
         xs: ``[T, *B, I]`` inputs.
         state: the state before the first step.
-        lengths: as for :func:`~lstmjax.unroll`.
-        mask: as for :func:`~lstmjax.unroll`.
-        resets: as for :func:`~lstmjax.unroll`.
+        lengths, mask, resets: as for :func:`~lstmjax.unroll`.
 
     Raises:
         ValueError: as :func:`~lstmjax.unroll`; or a bare step comes without a state.
