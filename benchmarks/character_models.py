@@ -254,8 +254,8 @@ class Torch(Trainer):
 
 
 TRAINERS: dict[str, Callable[[Weights, int, float, int], Trainer]] = {
-    "lstmjax": lambda *arguments: Lstmjax(*arguments, mesh=training.auto_mesh(data=-1)),
-    "lstmjax, one device": Lstmjax,
+    "lstmjax": Lstmjax,
+    "lstmjax, a device a core": lambda *arguments: Lstmjax(*arguments, mesh=training.auto_mesh(data=-1)),
     "lstmjax, a step a call": lambda weights, size, rate, _: Lstmjax(weights, size, rate, steps_per_call=1),
     "Flax Linen + Optax": lambda weights, size, rate, _: Linen(weights, size, rate),
     "Flax NNX + Optax": lambda weights, size, rate, _: NNX(weights, size, rate),

@@ -1,5 +1,7 @@
 """The kernels for CPU behind ``unroll``: chosen where they serve, and the same numbers as the scan of the step."""
 
+import itertools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,7 @@ import pytest
 import lstmjax
 from lstmjax import state_history, unroll
 from lstmjax.recurrence import native
-from tests.cells import compiled, problem, same
+from tests.cells import cases, compiled, problem, same
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=f"no kernels here: {native.why_not()}")
 
@@ -36,9 +38,19 @@ def text(function, *args):
     return jax.jit(function).lower(*args).as_text()
 
 
-@pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("name", CELLS)
-def test_values_and_all_derivatives(x64, name, options):
+EVERY = list(itertools.product(CELLS, OPTIONS))
+QUICK = [
+    ("lstm", "lengths"),
+    ("lstm", "rematerialised"),
+    ("gru", "mask and resets"),
+    ("rnn", "reverse"),
+    ("relu", "plain"),
+]
+
+
+@pytest.mark.parametrize("case", cases(EVERY, slow=[case for case in EVERY if case not in QUICK]), ids=str)
+def test_values_and_all_derivatives(x64, case):
+    name, options = case
     cell = CELLS[name]
     params, xs, state = problem(cell, (T, B, I))
     along = jax.tree.map(jnp.cos, (params, xs, state))
