@@ -6,8 +6,8 @@
 #
 # And: test-slow (the tests that are slow and rarely wrong: the README and the notebooks, the site, whole benchmarks,
 # other libraries, processes that are killed), study, throughput, long-lag (what decides the decay; speed; who learns
-# over a long lag), zoo (every cell side by side), notebooks, docs, lint, format, results (what is committed, anew), release (the wheel and the sdist,
-# tried, in dist/; publishes nothing), clean.
+# over a long lag), zoo (every cell side by side), notebooks, docs, lint, format, results (what is committed, anew),
+# release (the wheel and the sdist, tried, in dist/; publishes nothing), clean.
 #
 # PYTHON chooses the interpreter, VENV the environment's folder, EXTRAS what is installed with the library.
 
