@@ -6,8 +6,8 @@
 #
 # And: test-slow (the tests that are slow and rarely wrong: the README and the notebooks, the site, whole benchmarks,
 # other libraries, processes that are killed), study, throughput, long-lag (what decides the decay; speed; who learns
-# over a long lag), notebooks, docs, lint, format, results (what is committed, anew), release (the wheel and the sdist,
-# tried, in dist/; publishes nothing), clean.
+# over a long lag), zoo (every cell side by side), notebooks, docs, lint, format, results (what is committed, anew),
+# release (the wheel and the sdist, tried, in dist/; publishes nothing), clean.
 #
 # PYTHON chooses the interpreter, VENV the environment's folder, EXTRAS what is installed with the library.
 
@@ -21,7 +21,7 @@ BIN := $(VENV)/bin
 comma := ,
 INSTALLED := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 
-.PHONY: help setup gradients study throughput long-lag test test-slow lint format results results-newest notebooks docs release clean
+.PHONY: help setup gradients study throughput long-lag zoo test test-slow lint format results results-newest notebooks docs release clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -54,18 +54,23 @@ study: $(INSTALLED)
 
 # What the page shows, as it was run: hours. Runs that are in results/long_lag.json are not run again.
 LONG_LAG = $(BIN)/python -m benchmarks.long_lag --out benchmarks/results --tasks
-FOUR = --cells "tanh RNN" GRU "LSTM b_f=1" "LSTM chrono"
+FIVE = --cells "tanh RNN" GRU "GRU chrono" "LSTM b_f=1" "LSTM chrono"
 long-lag: $(INSTALLED)
-	$(LONG_LAG) "adding 1997" "temporal order" --max-sequences 100000 $(FOUR)
-	$(LONG_LAG) "embedded Reber" --max-sequences 30000 $(FOUR)
-	$(LONG_LAG) "noisy lag" --max-sequences 50000 $(FOUR)
+	$(LONG_LAG) "adding 1997" "temporal order" --max-sequences 100000 $(FIVE)
+	$(LONG_LAG) "embedded Reber" --max-sequences 30000 $(FIVE)
+	$(LONG_LAG) "noisy lag" --max-sequences 50000 $(FIVE)
 	$(LONG_LAG) "loan sentences" --lags 30 100 300 --max-sequences 30000
-	$(LONG_LAG) "loan sentences" --lags 1000 --max-sequences 30000 --cells "tanh RNN" "tanh RNN uniform" "LSTM chrono"
+	$(LONG_LAG) "loan sentences" --lags 1000 --max-sequences 30000 --cells "tanh RNN" "tanh RNN uniform" "GRU chrono" "LSTM chrono"
 	$(LONG_LAG) adding --lags 200 --max-sequences 120000 --cells "LSTM chrono"
 	$(LONG_LAG) adding --lags 200 --max-sequences 60000 --cells "tanh RNN" GRU "LSTM b_f=1" --seeds 1
 	$(LONG_LAG) adding --lags 600 1000 --cells "LSTM chrono"
 	$(LONG_LAG) copy --max-sequences 150000 --cells "LSTM chrono"
 	$(LONG_LAG) copy --max-sequences 60000 --cells "tanh RNN" GRU "LSTM b_f=1" --seeds 1
+	$(BIN)/python -m benchmarks.write_tables
+
+# Every cell of the library side by side: an hour or two. What has been learned is not learned again.
+zoo: $(INSTALLED)
+	$(BIN)/python -m benchmarks.zoo --out benchmarks/results
 	$(BIN)/python -m benchmarks.write_tables
 
 throughput: $(INSTALLED)

@@ -32,11 +32,12 @@ from benchmarks.long_lag_tasks import LAGS, PUBLISHED, Problem, TaskName, make_p
 from lstmjax import numerals, training
 from lstmjax.files import replacing
 from lstmjax.gradients import adjoint_norms
+from lstmjax.program.cells import named
 from lstmjax.program.output import dump_json, environment, number
 from lstmjax.progress import progress_bar
 from lstmjax.tasks import Batch
 
-CellName = Literal["tanh RNN", "tanh RNN uniform", "GRU", "LSTM b_f=1", "LSTM chrono"]
+CellName = Literal["tanh RNN", "tanh RNN uniform", "GRU", "GRU chrono", "LSTM b_f=1", "LSTM chrono"]
 TEST_SEQUENCES = 2560
 QUICK = {
     "tasks": ("temporal order", "loan sentences"), "cells": ("tanh RNN", "LSTM chrono"),
@@ -54,9 +55,9 @@ class Settings:
     """Which tasks."""
     lags: tuple[int, ...] | None = None
     """Lags in steps, for every task alike (embedded Reber has none to choose); each task's own unless given."""
-    cells: tuple[CellName, ...] = ("tanh RNN", "tanh RNN uniform", "GRU", "LSTM b_f=1", "LSTM chrono")
-    """Which cells. b_f is the forget gate's initial bias; chrono spreads it up to the length of the sequence; uniform
-    draws all weights from ±1/√H, as PyTorch does."""
+    cells: tuple[CellName, ...] = get_args(CellName)
+    """Which cells. b_f is the forget gate's initial bias; chrono spreads the bias of the gate that keeps the state up
+    to the length of the sequence; uniform draws all weights from ±1/√H, as PyTorch does."""
     seeds: int = 3
     """How many seeds; each draws weights and sequences of its own."""
     hidden_size: int = 128
@@ -127,15 +128,11 @@ def plan(settings: Settings) -> list[Run]:
 
 
 def make_cell(name: str, hidden_size: int, longest: int) -> lstmjax.Cell:
-    """The named cell; recurrent weights are orthogonal for each gate unless it says otherwise."""
-    uniform, twice = (lstmjax.init.pytorch_uniform(hidden_size, draws=n) for n in (1, 2))  # two biases that add
-    return {
-        "tanh RNN": lambda: lstmjax.rnn(hidden_size),
-        "tanh RNN uniform": lambda: lstmjax.rnn(hidden_size, w_x_init=uniform, w_h_init=uniform, b_init=twice),
-        "GRU": lambda: lstmjax.gru(hidden_size),
-        "LSTM b_f=1": lambda: lstmjax.lstm(hidden_size, forget_bias=1.0),
-        "LSTM chrono": lambda: lstmjax.lstm(hidden_size, b_init=lstmjax.init.chrono(longest)),
-    }[name]()
+    """The named cell: one of the program's, or the one whose weights are all uniform."""
+    if name == "tanh RNN uniform":
+        uniform, twice = (lstmjax.init.pytorch_uniform(hidden_size, draws=n) for n in (1, 2))  # two biases that add
+        return lstmjax.rnn(hidden_size, w_x_init=uniform, w_h_init=uniform, b_init=twice)
+    return named(name, longest).make(hidden_size)
 
 
 class Programs(NamedTuple):
@@ -168,7 +165,8 @@ def make_programs(run: Run, problem: Problem) -> Programs:
 
     def init(key: Array) -> Any:
         k_cell, k_readout, k_run = jax.random.split(key, 3)
-        w = jax.nn.initializers.lecun_normal()(k_readout, (run.hidden_size, problem.outputs), jnp.float32)
+        features = cell.initial_state().h.shape[-1]
+        w = jax.nn.initializers.lecun_normal()(k_readout, (features, problem.outputs), jnp.float32)
         params = {"cell": cell.init(k_cell, inputs), "w": w, "b": jnp.zeros(problem.outputs)}
         return training.init_state(params, optimizer, k_run)
 

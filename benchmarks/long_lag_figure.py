@@ -10,11 +10,11 @@ from matplotlib.lines import Line2D
 
 from lstmjax.plot import LINES, STYLE
 
-# The colours of the gradient benchmark, where there are six cells.
+# The colours of the gradient benchmark.
 STYLES: dict[str, dict[str, Any]] = dict(
     zip(
-        ("tanh RNN", "tanh RNN uniform", "GRU", "LSTM b_f=1", "LSTM chrono"),
-        (LINES[0], LINES[1], LINES[2], LINES[4], LINES[5]),
+        ("tanh RNN", "tanh RNN uniform", "GRU", "GRU chrono", "LSTM b_f=1", "LSTM chrono"),
+        (LINES[0], LINES[1], LINES[2], LINES[6], LINES[4], LINES[5]),
         strict=True,
     )
 )

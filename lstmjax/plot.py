@@ -44,8 +44,8 @@ LINES = [
 
 # A line belongs to its cell, whatever else a figure shows.
 CELL_LINES = {
-    "tanh RNN": 0, "RNN": 0, "rnn": 0, "identity ReLU RNN": 1, "GRU": 2, "gru": 2, "LSTM b_f=0": 3,
-    "LSTM b_f=1": 4, "LSTM": 4, "lstm": 4, "LSTM chrono": 5,
+    "tanh RNN": 0, "RNN": 0, "rnn": 0, "identity ReLU RNN": 1, "GRU": 2, "gru": 2, "GRU chrono": 6,
+    "LSTM b_f=0": 3, "LSTM b_f=1": 4, "LSTM": 4, "lstm": 4, "LSTM chrono": 5,
 }  # fmt: skip
 
 # How many decades above the level where float32 reads 0 a curve is near it.
@@ -252,7 +252,8 @@ def _shared_legend(figure: Figure, axes: Sequence[Any], names: list[str], column
     for axis in axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
+    rows = -(-len(names) // columns)
     figure.legend(
         [handles[n] for n in names], names,
-        loc="outside lower center", ncols=min(len(names), columns), frameon=False, handlelength=2.6, columnspacing=1.4,
+        loc="outside lower center", ncols=-(-len(names) // rows), frameon=False, handlelength=2.6, columnspacing=1.4,
     )  # fmt: skip

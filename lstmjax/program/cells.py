@@ -41,7 +41,7 @@ class Candidate(NamedTuple):
 
 
 def headline(longest: int) -> dict[str, Candidate]:
-    """The six cells of the main job. Recurrent weights are orthogonal for each gate, or the identity where it says so.
+    """The seven cells of the main job, whose recurrent weights are orthogonal for each gate, or else the identity.
 
     >>> list(headline(100))[:3]
     ['tanh RNN', 'identity ReLU RNN', 'GRU']
@@ -54,6 +54,10 @@ def headline(longest: int) -> dict[str, Candidate]:
             "ReLU for tanh, and recurrent weights that begin as the identity: Le, Jaitly & Hinton (2015).",
         ),
         "GRU": (cells.gru, {}, ""),
+        "GRU chrono": (
+            cells.gru, {"b_init": init.chrono(lag, keeps=1, enters=None, gates=3)},
+            f"Update biases are spread for memories of up to {lag} steps: Tallec & Ollivier (2018).",
+        ),
         "LSTM b_f=0": (cells.lstm, {"forget_bias": 0.0}, "The forget gate's bias begins at 0."),
         "LSTM b_f=1": (cells.lstm, {"forget_bias": 1.0}, "The forget gate's bias begins at 1."),
         "LSTM chrono": (

@@ -41,8 +41,8 @@ class Options:
     """The columns to predict, one step ahead."""
     scaling: Scaling = "standard"
     """How columns are scaled: standard, to mean 0 and variance 1; range, to 0 … 1; none."""
-    cells: Annotated[tuple[str, ...] | None, several("CELL", "six, where no other option names one")] = None
-    """Cells by name: "tanh RNN", "identity ReLU RNN", "GRU", "LSTM b_f=0", "LSTM b_f=1", "LSTM chrono".
+    cells: Annotated[tuple[str, ...] | None, several("CELL", "seven, where no other option names one")] = None
+    """Cells by name: "tanh RNN", "identity ReLU RNN", "GRU", "GRU chrono", "LSTM b_f=0", "LSTM b_f=1", "LSTM chrono".
     Or any cell of the library with its settings: mgu, lstm:forget_bias=2, co_rnn:dt=0.05,gamma=2,epsilon=1."""
     cell_file: Annotated[tuple[str, ...] | None, several("FILE:FUNCTION", "none")] = None
     """Cells of your own: a function in a Python file, from a hidden size to a lstmjax.Cell."""
