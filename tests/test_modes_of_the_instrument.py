@@ -23,6 +23,8 @@ from lstmjax.gradients import (
     gate_statistics,
     gate_values,
     gradient_report,
+    input_norms,
+    integrated_gradients,
     jacobian_norms,
     lyapunov_spectrum,
     per_step_param_grads,
@@ -90,6 +92,8 @@ def deep(params, x):
 # name: a call of (params, xs, options).
 CALLS = {
     "adjoint_norms": lambda p, x, **o: adjoint_norms(CELL, p, x, last, **o),
+    "input_norms": lambda p, x, **o: input_norms(CELL, p, x, last, **o),
+    "integrated_gradients": lambda p, x, **o: integrated_gradients(CELL, p, x, last, points=2, **o),
     "jacobian_norms": lambda p, x, **o: jacobian_norms(CELL, p, x, **o),
     "jacobian_norms, matrix-free": lambda p, x, **o: jacobian_norms(CELL, p, x, method="matrix-free", times=[1], **o),
     "cell_highway": lambda p, x, **o: cell_highway(CELL, p, x, **o),

@@ -1,6 +1,7 @@
 """Readings of the recurrence that backpropagation through time is: does the gradient survive the lag?
 
 * Of a loss: ``adjoint_norms``, ``decay_fit``, ``per_step_param_grads``, ``truncation_bias``, ``precision_audit``
+* Of the inputs: ``input_norms``, ``integrated_gradients``
 * Of the states: ``jacobian_norms``, ``cell_highway``, ``lyapunov_spectrum``, ``flossing_penalty``
 * Of the gates: ``gate_values``, ``gate_statistics``
 * Of the layers: ``depth_norms``, ``feed_forward``
@@ -15,6 +16,7 @@ from lstmjax.gradients.depth import DepthNorms, depth_norms, feed_forward
 from lstmjax.gradients.differences import Difference, rate_differences
 from lstmjax.gradients.gates import GateStatistics, gate_statistics, gate_values
 from lstmjax.gradients.highway import CellHighway, cell_highway
+from lstmjax.gradients.inputs import InputNorms, IntegratedGradients, input_norms, integrated_gradients
 from lstmjax.gradients.jacobian import JacobianNorms, jacobian_norms
 from lstmjax.gradients.lyapunov import flossing_penalty, lyapunov_spectrum
 from lstmjax.gradients.outputs import OutputState, with_output
@@ -28,6 +30,8 @@ __all__ = [
     "Difference",
     "GateStatistics",
     "GradientReport",
+    "InputNorms",
+    "IntegratedGradients",
     "JacobianNorms",
     "OutputState",
     "PrecisionAudit",
@@ -41,6 +45,8 @@ __all__ = [
     "gate_statistics",
     "gate_values",
     "gradient_report",
+    "input_norms",
+    "integrated_gradients",
     "jacobian_norms",
     "lyapunov_spectrum",
     "per_step_param_grads",
