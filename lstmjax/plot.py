@@ -217,6 +217,39 @@ def speed_ratios(records: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
+def half_lives(records: Sequence[Mapping[str, Any]]) -> Figure:
+    """How half-lives move while a network trains: a line for each part of the state, a band over rows.
+
+    Args:
+        records: those of a run, or the lines of its file, some of which hold ``step`` and what
+            :func:`~lstmjax.gradients.gradient_row` measured, under any prefix. Where a gradient does not shrink, there
+            is no line.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: no record holds a half-life.
+
+    >>> row = {"half_life_h": 2.0, "half_life_h_least": 1.0, "half_life_h_greatest": 3.0}
+    >>> half_lives([{"step": 100, **row}, {"step": 200, **row}]).axes[0].get_xlabel()
+    'step of training'
+    """
+    # JSON has null for an infinity.
+    rows = [{key: np.inf if value is None else value for key, value in r.items()} for r in records]
+    keys = dict.fromkeys(key for r in rows for key in r if "half_life_" in key)
+    middles = [key.removesuffix("_least") for key in keys if key.endswith("_least")]
+    if not middles:
+        raise ValueError("no record holds a half_life_…; wanted those of a run that watches gradient_row")
+    curves = {}
+    for key in middles:
+        of = [r for r in rows if key in r]
+        # Of these three the median is the middle one.
+        lives = np.array([[float(r[k]) for r in of] for k in (key, f"{key}_least", f"{key}_greatest")])
+        curves[key.split("half_life_")[-1]] = Curve(np.array([r["step"] for r in of]), np.log10(lives))
+    return bands({"": curves}, xlabel="step of training", ylabel="half-life of the gradient (steps back)")
+
+
 def shaded_text(text: str, values: NDArray, *, label: str, signed: bool = False, columns: int = 60) -> Figure:
     """A text with every letter on a ground as dark as its value, and a bar that says what a shade means.
 

@@ -23,6 +23,7 @@ from lstmjax.gradients import (
     gate_statistics,
     gate_values,
     gradient_report,
+    gradient_row,
     input_norms,
     integrated_gradients,
     jacobian_norms,
@@ -31,6 +32,7 @@ from lstmjax.gradients import (
     precision_audit,
     rate_differences,
     truncation_bias,
+    truncation_window,
     with_output,
 )
 
@@ -99,6 +101,7 @@ CALLS = {
     "cell_highway": lambda p, x, **o: cell_highway(CELL, p, x, **o),
     "per_step_param_grads": lambda p, x, **o: per_step_param_grads(CELL, p, x, last, **o),
     "truncation_bias": lambda p, x, **o: truncation_bias(CELL, p, x, lambda s: s.h[1:].sum(), [1, 4], **o),
+    "gradient_row": lambda p, x, **o: gradient_row(GATED, p, x, last, **o),
     "gate_values": lambda p, x, **o: gate_values(GATED, p, x, **o),
     "gate_statistics": lambda p, x, **o: gate_statistics(GATED, p, x, **o),
     "lyapunov_spectrum": lambda p, x: lyapunov_spectrum(CELL, p, x, leading=1),
@@ -113,6 +116,7 @@ CALLS = {
 # Those that look at values on the host, with the calls of which the numbers are taken there.
 ON_THE_HOST = {
     "rate_differences": lambda: rate_differences({"LSTM": np.ones(3), "GRU": np.zeros(3)}),
+    "truncation_window": lambda: truncation_window(CELL, PARAMS, XS, lambda s: s.h[1:].sum()),
     "precision_audit": lambda: precision_audit(CELL, PARAMS, XS, last),
     "gradient_report": lambda: gradient_report(
         {"LSTM": make}, (XS, jnp.array([0, 1])), outputs=2, hidden_size=2, seeds=1, match="parameters",

@@ -135,7 +135,7 @@ def integrated_gradients(
     state: State | None = None,
     *,
     baseline: Any = None,
-    points: int = 32,
+    points: int = 64,
     lengths: Any = None,
     mask: Any = None,
     resets: Any = None,
