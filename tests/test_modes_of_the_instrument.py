@@ -18,7 +18,9 @@ from lstmjax.gradients import (
     cell_highway,
     decay_fit,
     depth_norms,
+    entropy_rate,
     feed_forward,
+    fixed_points,
     flossing_penalty,
     gate_statistics,
     gate_values,
@@ -27,6 +29,7 @@ from lstmjax.gradients import (
     input_norms,
     integrated_gradients,
     jacobian_norms,
+    kaplan_yorke_dimension,
     lyapunov_spectrum,
     per_step_param_grads,
     precision_audit,
@@ -106,6 +109,8 @@ CALLS = {
     "gate_statistics": lambda p, x, **o: gate_statistics(GATED, p, x, **o),
     "lyapunov_spectrum": lambda p, x: lyapunov_spectrum(CELL, p, x, leading=1),
     "flossing_penalty": lambda p, x: flossing_penalty(CELL, p, x),
+    "kaplan_yorke_dimension": lambda p, x: kaplan_yorke_dimension(x),
+    "entropy_rate": lambda p, x: entropy_rate(x),
     "decay_fit": lambda p, x: decay_fit(jnp.arange(4), x.reshape(6, 4)),
     "depth_norms": lambda p, x: depth_norms(
         lambda p: deep(p, x[0]), feed_forward(2, 3, activation=jnp.tanh)[0](jax.random.key(0))
@@ -117,6 +122,7 @@ CALLS = {
 ON_THE_HOST = {
     "rate_differences": lambda: rate_differences({"LSTM": np.ones(3), "GRU": np.zeros(3)}),
     "truncation_window": lambda: truncation_window(CELL, PARAMS, XS, lambda s: s.h[1:].sum()),
+    "fixed_points": lambda: fixed_points(CELL, PARAMS, XS[0, 0], lstmjax.LSTMState(*jnp.zeros((2, 3, 2)))),
     "precision_audit": lambda: precision_audit(CELL, PARAMS, XS, last),
     "gradient_report": lambda: gradient_report(
         {"LSTM": make}, (XS, jnp.array([0, 1])), outputs=2, hidden_size=2, seeds=1, match="parameters",

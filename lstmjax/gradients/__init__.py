@@ -4,6 +4,7 @@
   ``truncation_window``, ``precision_audit``
 * Of the inputs: ``input_norms``, ``integrated_gradients``
 * Of the states: ``jacobian_norms``, ``cell_highway``, ``lyapunov_spectrum``, ``flossing_penalty``
+* Of the dynamics: ``fixed_points``, ``kaplan_yorke_dimension``, ``entropy_rate``
 * Of the gates: ``gate_values``, ``gate_statistics``
 * Of the layers: ``depth_norms``, ``feed_forward``
 * While it trains: ``gradient_row``
@@ -16,6 +17,7 @@ from lstmjax.gradients.bptt import TruncationBias, per_step_param_grads, truncat
 from lstmjax.gradients.decay import DecayFit, decay_fit
 from lstmjax.gradients.depth import DepthNorms, depth_norms, feed_forward
 from lstmjax.gradients.differences import Difference, rate_differences
+from lstmjax.gradients.dynamics import FixedPoints, entropy_rate, fixed_points, kaplan_yorke_dimension
 from lstmjax.gradients.gates import GateStatistics, gate_statistics, gate_values
 from lstmjax.gradients.highway import CellHighway, cell_highway
 from lstmjax.gradients.inputs import InputNorms, IntegratedGradients, input_norms, integrated_gradients
@@ -31,6 +33,7 @@ __all__ = [
     "DecayFit",
     "DepthNorms",
     "Difference",
+    "FixedPoints",
     "GateStatistics",
     "GradientReport",
     "InputNorms",
@@ -43,7 +46,9 @@ __all__ = [
     "cell_highway",
     "decay_fit",
     "depth_norms",
+    "entropy_rate",
     "feed_forward",
+    "fixed_points",
     "flossing_penalty",
     "gate_statistics",
     "gate_values",
@@ -52,6 +57,7 @@ __all__ = [
     "input_norms",
     "integrated_gradients",
     "jacobian_norms",
+    "kaplan_yorke_dimension",
     "lyapunov_spectrum",
     "per_step_param_grads",
     "precision_audit",
