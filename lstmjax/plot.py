@@ -217,6 +217,94 @@ def speed_ratios(records: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
+def half_lives(records: Sequence[Mapping[str, Any]]) -> Figure:
+    """How half-lives move while a network trains: a line for each part of the state, a band over rows.
+
+    Args:
+        records: those of a run, or the lines of its file, some of which hold ``step`` and what
+            :func:`~lstmjax.gradients.gradient_row` measured, under any prefix. Where a gradient does not shrink, there
+            is no line.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: no record holds a half-life.
+
+    >>> row = {"half_life_h": 2.0, "half_life_h_least": 1.0, "half_life_h_greatest": 3.0}
+    >>> half_lives([{"step": 100, **row}, {"step": 200, **row}]).axes[0].get_xlabel()
+    'step of training'
+    """
+    # JSON has null for an infinity.
+    rows = [{key: np.inf if value is None else value for key, value in r.items()} for r in records]
+    keys = dict.fromkeys(key for r in rows for key in r if "half_life_" in key)
+    middles = [key.removesuffix("_least") for key in keys if key.endswith("_least")]
+    if not middles:
+        raise ValueError("no record holds a half_life_…; wanted those of a run that watches gradient_row")
+    curves = {}
+    for key in middles:
+        of = [r for r in rows if key in r]
+        # Of these three the median is the middle one.
+        lives = np.array([[float(r[k]) for r in of] for k in (key, f"{key}_least", f"{key}_greatest")])
+        curves[key.split("half_life_")[-1]] = Curve(np.array([r["step"] for r in of]), np.log10(lives))
+    return bands({"": curves}, xlabel="step of training", ylabel="half-life of the gradient (steps back)")
+
+
+def shaded_text(text: str, values: NDArray, *, label: str, signed: bool = False, columns: int = 60) -> Figure:
+    """A text with every letter on a ground as dark as its value, and a bar that says what a shade means.
+
+    Args:
+        text: T letters; a space shows by its ground, a line's end as ↵.
+        values: ``[T]`` a number for each letter, such as its share of a loss; −∞ and NaN have no ground.
+        label: what the values are, with their unit.
+        signed: white is 0, and below it is blue and above it red; else white is the least and blue the most.
+        columns: letters in a line.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: there is no letter, or not one value for each.
+
+    >>> shaded_text("to be", np.arange(5.0), label="share of the loss").axes[1].get_ylabel()
+    'share of the loss'
+    """
+    values = np.asarray(values, np.float64)
+    if not text or values.shape != (len(text),):
+        raise ValueError(f"text has {len(text)} letters and values shape {values.shape}; wanted a value for each, [T]")
+    known = values[np.isfinite(values)]
+    least, most = (known.min(), known.max()) if known.size else (0.0, 0.0)
+    if signed:
+        most = max(abs(least), abs(most))
+        least = -most
+    most = most if most > least else least + 1.0
+    lines = -(-len(text) // columns)
+    grid = np.full(lines * columns, np.nan)
+    grid[: len(text)] = np.where(np.isfinite(values), values, np.nan)
+    width = min(columns, len(text))
+    # The scale goes on beyond the values: on its darkest shades no letter could be read.
+    beyond = 0.6 * (most - least)
+    with plt.rc_context(STYLE):
+        figure = Figure(figsize=(0.105 * width + 1.0, max(0.2 * lines + 0.1, 1.3)), dpi=220, layout="constrained")
+        axis = figure.subplots()
+        image = axis.imshow(
+            grid.reshape(lines, columns)[:, :width],
+            cmap="RdBu_r" if signed else "Blues",
+            vmin=least - beyond * signed, vmax=most + beyond, aspect=1.6,
+        )  # fmt: skip
+        for n, letter in enumerate(text):
+            axis.text(
+                n % columns, n // columns, letter.replace("\n", "↵"), ha="center", va="center_baseline",
+                family="monospace", fontsize=7.5, parse_math=False,
+            )  # fmt: skip
+        axis.set_axis_off()
+        bar = figure.colorbar(image, ax=axis, label=label, aspect=8, shrink=0.9)
+        bar.ax.set_ylim(least, most)
+        bar.locator = MaxNLocator(4)
+        bar.update_ticks()
+    return figure
+
+
 def _draw_band(axis: Any, curve: Curve, *, label: str, **line: Any) -> None:
     # A gradient that is exactly zero is −∞ here: it counts in the median, and ends the line where it wins.
     middle, low, high = (f(curve.y, axis=0) for f in (np.median, np.min, np.max))

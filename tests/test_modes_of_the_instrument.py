@@ -18,17 +18,24 @@ from lstmjax.gradients import (
     cell_highway,
     decay_fit,
     depth_norms,
+    entropy_rate,
     feed_forward,
+    fixed_points,
     flossing_penalty,
     gate_statistics,
     gate_values,
     gradient_report,
+    gradient_row,
+    input_norms,
+    integrated_gradients,
     jacobian_norms,
+    kaplan_yorke_dimension,
     lyapunov_spectrum,
     per_step_param_grads,
     precision_audit,
     rate_differences,
     truncation_bias,
+    truncation_window,
     with_output,
 )
 
@@ -90,15 +97,20 @@ def deep(params, x):
 # name: a call of (params, xs, options).
 CALLS = {
     "adjoint_norms": lambda p, x, **o: adjoint_norms(CELL, p, x, last, **o),
+    "input_norms": lambda p, x, **o: input_norms(CELL, p, x, last, **o),
+    "integrated_gradients": lambda p, x, **o: integrated_gradients(CELL, p, x, last, points=2, **o),
     "jacobian_norms": lambda p, x, **o: jacobian_norms(CELL, p, x, **o),
     "jacobian_norms, matrix-free": lambda p, x, **o: jacobian_norms(CELL, p, x, method="matrix-free", times=[1], **o),
     "cell_highway": lambda p, x, **o: cell_highway(CELL, p, x, **o),
     "per_step_param_grads": lambda p, x, **o: per_step_param_grads(CELL, p, x, last, **o),
     "truncation_bias": lambda p, x, **o: truncation_bias(CELL, p, x, lambda s: s.h[1:].sum(), [1, 4], **o),
+    "gradient_row": lambda p, x, **o: gradient_row(GATED, p, x, last, **o),
     "gate_values": lambda p, x, **o: gate_values(GATED, p, x, **o),
     "gate_statistics": lambda p, x, **o: gate_statistics(GATED, p, x, **o),
     "lyapunov_spectrum": lambda p, x: lyapunov_spectrum(CELL, p, x, leading=1),
     "flossing_penalty": lambda p, x: flossing_penalty(CELL, p, x),
+    "kaplan_yorke_dimension": lambda p, x: kaplan_yorke_dimension(x),
+    "entropy_rate": lambda p, x: entropy_rate(x),
     "decay_fit": lambda p, x: decay_fit(jnp.arange(4), x.reshape(6, 4)),
     "depth_norms": lambda p, x: depth_norms(
         lambda p: deep(p, x[0]), feed_forward(2, 3, activation=jnp.tanh)[0](jax.random.key(0))
@@ -109,6 +121,8 @@ CALLS = {
 # Those that look at values on the host, with the calls of which the numbers are taken there.
 ON_THE_HOST = {
     "rate_differences": lambda: rate_differences({"LSTM": np.ones(3), "GRU": np.zeros(3)}),
+    "truncation_window": lambda: truncation_window(CELL, PARAMS, XS, lambda s: s.h[1:].sum()),
+    "fixed_points": lambda: fixed_points(CELL, PARAMS, XS[0, 0], lstmjax.LSTMState(*jnp.zeros((2, 3, 2)))),
     "precision_audit": lambda: precision_audit(CELL, PARAMS, XS, last),
     "gradient_report": lambda: gradient_report(
         {"LSTM": make}, (XS, jnp.array([0, 1])), outputs=2, hidden_size=2, seeds=1, match="parameters",

@@ -79,8 +79,14 @@ def adjoint_norms(
     return blank_padding(norms, lengths)
 
 
-@jax.jit
-def _norms_backwards(linear: Linearised, direct: State) -> State:
+def adjoints(linear: Linearised, direct: State) -> tuple[State, Array]:
+    """λ_0 … λ_T as pairs (v, e), leaves ``[T + 1, *B, ...]`` and ``[T + 1, *B]``; to be traced.
+
+    Args:
+        linear: the recurrence.
+        direct: ∂L/∂s_t with the other states held.
+    """
+
     def backward(carry, at):
         adjoint, exponent = carry
         step, direct = at
@@ -91,5 +97,10 @@ def _norms_backwards(linear: Linearised, direct: State) -> State:
     end = scaled.normalised(jax.tree.map(lambda d: d[-1], direct), plain)
     before = jax.tree.map(lambda d: d[:-1], direct)
     _, rest = lax.scan(backward, end, (linear.steps, before), reverse=True, unroll=linear.unroll)
-    adjoints, exponents = jax.tree.map(lambda a, e: jnp.concatenate([a, e[None]]), rest, end)
-    return jax.tree.map(lambda leaf: scaled.log_norm(leaf, exponents), adjoints)
+    return jax.tree.map(lambda a, e: jnp.concatenate([a, e[None]]), rest, end)
+
+
+@jax.jit
+def _norms_backwards(linear: Linearised, direct: State) -> State:
+    vectors, exponents = adjoints(linear, direct)
+    return jax.tree.map(lambda leaf: scaled.log_norm(leaf, exponents), vectors)

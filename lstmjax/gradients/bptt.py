@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array
 
@@ -182,6 +183,60 @@ def truncation_bias(
         jnp.stack([_cosine(g, full) for g in truncated]),
         jax.tree.map(lambda want, *got: jnp.stack([_relative_error(g, want) for g in got]), full, *truncated),
     )
+
+
+def truncation_window(
+    cell: Cell | Callable,
+    params: Params,
+    xs: Any,
+    loss_fn: Callable[[State], Array],
+    state: State | None = None,
+    *,
+    keep: float = 0.99,
+    lengths: Any = None,
+    mask: Any = None,
+    resets: Any = None,
+) -> int:
+    """The window of truncated BPTT that keeps so much of the gradient, as measured by :func:`truncation_bias`.
+
+    Give it a loss at every step, as truncated BPTT has: of one at the end alone, what is kept depends on where the last
+    border falls. What a window keeps changes with training; measure again.
+
+    Args:
+        cell: as for :func:`truncation_bias`, and so are the arguments that are not named here.
+        params: its parameters.
+        xs: ``[T, *B, I]`` inputs, T at least 1, and several times as long as the window you expect.
+        loss_fn: ``states -> scalar``.
+        state: the state before the first step.
+        keep: the share: 0.99 allows ‖g_k − g‖ ≤ 0.01 ‖g‖.
+        lengths: as for :func:`~lstmjax.unroll`.
+        mask: as for :func:`~lstmjax.unroll`.
+        resets: as for :func:`~lstmjax.unroll`.
+
+    Returns:
+        The least k of 1, 2, 4, … and T for which it and all longer ones keep the share. T: no shorter one does.
+
+    Raises:
+        ValueError: keep is not from 0 to 1, or T is 0; or as :func:`truncation_bias`.
+        TypeError: as :func:`truncation_bias`.
+
+    >>> import lstmjax
+    >>> cell = lstmjax.lstm(hidden_size=8, forget_bias=0.0)  # f = ½: a step back halves the gradient
+    >>> params = cell.init(jax.random.key(0), 3)
+    >>> xs = jax.random.normal(jax.random.key(1), (200, 3))
+    >>> truncation_window(cell, params, xs, lambda states: (states.h[1:] ** 2).sum())
+    128
+    """
+    if not 0 <= keep <= 1:
+        raise ValueError(f"keep is {keep!r}; wanted a share from 0 to 1")
+    steps, _ = time_and_batch(as_cell(cell, state), xs)
+    if steps == 0:
+        raise ValueError("xs holds no step; wanted at least one")
+    windows = [2**n for n in range((steps - 1).bit_length())] + [steps]
+    options = {"lengths": lengths, "mask": mask, "resets": resets}
+    bias = truncation_bias(cell, params, xs, loss_fn, windows, state, **options)
+    short = np.flatnonzero(~(np.asarray(bias.relative_error) <= 1 - keep))
+    return windows[short[-1] + 1] if short.size else windows[0]
 
 
 def _with_exponent(vector: Any) -> tuple[Any, Array]:

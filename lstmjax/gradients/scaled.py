@@ -108,6 +108,15 @@ def log_norm(vector: State, exponent: Array) -> Array:
     return jnp.where(nothing, -jnp.inf, norm)
 
 
+def log_size(leaf: Array, exponent: Array) -> Array:
+    """ln |v 2^e| of each entry of a leaf; −∞ of a zero."""
+    size = jnp.abs(wide(leaf))
+    nothing = size == 0
+    shift = log_of_power(exponent, size.dtype)
+    log = jnp.log(jnp.where(nothing, 1.0, size)) + shift.reshape(shift.shape + (1,) * (size.ndim - shift.ndim))
+    return jnp.where(nothing, -jnp.inf, log)
+
+
 def log_of_power(exponent: Array, dtype: np.dtype) -> Array:
     """ln 2^e."""
     return exponent.astype(dtype) * np.log(2.0).astype(dtype)
