@@ -85,7 +85,7 @@ def devices_of(machine: Machine) -> list[Any]:
     return topologies.get_topology_desc(topology_name=machine.topology, platform="tpu").devices
 
 
-def programs(machine: Machine) -> dict[str, tuple[Callable, tuple]]:
+def programs(machine: Machine) -> dict[str, tuple[Any, tuple]]:
     """By name, what is compiled: a jitted function and what its arguments will be. All is training but for two."""
     import jax
     import jax.numpy as jnp
@@ -101,13 +101,15 @@ def programs(machine: Machine) -> dict[str, tuple[Callable, tuple]]:
     auto = (AxisType.Auto, AxisType.Auto)
     mesh = Mesh(devices[: machine.split[0] * machine.split[1]].reshape(machine.split), ("data", "model"), auto)
 
-    def placed(tree: Any, spec: Any = P()) -> Any:
+    whole = P()
+
+    def placed(tree: Any, spec: Any = whole) -> Any:
         return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=NamedSharding(mesh, spec)), tree)
 
     def drawn(init: Callable, dtype: Any = jnp.float32) -> Any:
         return placed(jax.eval_shape(lambda key: init(key, dtype=dtype), jax.random.key(0)))
 
-    def layer(cell: Any, dtype: Any = jnp.float32, **options: Any) -> tuple[Callable, tuple]:
+    def layer(cell: Any, dtype: Any = jnp.float32, **options: Any) -> tuple[Any, tuple]:
         def loss(params: Any, xs: Any) -> Any:
             _, ys = lstmjax.unroll(cell, params, xs, **options)
             return (ys.astype(jnp.float32) ** 2).mean()
@@ -119,7 +121,7 @@ def programs(machine: Machine) -> dict[str, tuple[Callable, tuple]]:
     if machine.split == (1, 1):
         both = [(lstm, lstm), (lstm, lstm)]
 
-        def forward(cell: Any) -> tuple[Callable, tuple]:
+        def forward(cell: Any) -> tuple[Any, tuple]:
             return jax.jit(lambda params, xs: lstmjax.unroll(cell, params, xs)[1]), layer(cell)[1]
 
         def stack_loss(params: Any, xs: Any) -> Any:
@@ -142,7 +144,7 @@ def programs(machine: Machine) -> dict[str, tuple[Callable, tuple]]:
             "adjoint_norms": (jax.jit(norms), layer(lstm)[1]),
         }
 
-    def step(cell: Any, size: int, rows: int, axes: Any, rule: Callable | None = None) -> tuple[Callable, tuple]:
+    def step(cell: Any, size: int, rows: int, axes: Any, rule: Callable | None = None) -> tuple[Any, tuple]:
         """A step of ``fit``: Adam, the gradient clipped."""
 
         def loss_fn(params: Any, xs: Any, key: Any) -> Any:
@@ -156,16 +158,18 @@ def programs(machine: Machine) -> dict[str, tuple[Callable, tuple]]:
             lambda p, key: training.init_state(p, optimizer, key), params, jax.eval_shape(lambda: jax.random.key(0))
         )
         # The optimiser's moments lie as the parameters do.
-        spec = rule or (lambda path, leaf: P())
+        spec = rule or (lambda path, leaf: whole)
         state = jax.tree.map_with_path(lambda p, a: placed(a, spec(jax.tree_util.keystr(p[-1:]), a)), state)
         xs = placed(jax.ShapeDtypeStruct((STEPS, rows, size), jnp.float32), P(None, axes))
         return one, (state, xs)
 
     large, rows = lstmjax.lstm(LARGE), 16 * machine.split[0]
     columns = training.fsdp_rule(mesh, "model")
+    split = lstmjax.split_units(large, mesh, "model", batch_axis="data")
     return {
         "LSTM, data parallel": step(lstm, SIZE, 16 * mesh.size, ("data", "model")),
         "LSTM, 4H split": step(large, LARGE, rows, "data", columns),
+        "LSTM, units split": step(split, LARGE, rows, "data", columns),
     }
 
 
@@ -305,16 +309,14 @@ def main() -> None:
     """Compiles all programs, or the few of ``--check``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--environments", default=".venv", help="their folders, without -tpu and -cuda at the end")
-    parser.add_argument(
-        "--check", action="store_true", help="compile a few programs, and compare with what is committed"
-    )
+    parser.add_argument("--check", action="store_true", help="compile a few, and compare with what is committed")
     parser.add_argument("--compile", metavar="MACHINE", help="compile for this machine, here; print what was found")
     parser.add_argument("--programs", nargs="*", default=[], help="of that machine; all unless given")
     options = parser.parse_args()
     if options.compile:
         compile_here(options.compile, options.programs)
         return
-    wanted = SHORT if options.check else dict.fromkeys(MACHINES, [])
+    wanted = SHORT if options.check else {name: [] for name in MACHINES}
     records = [r for name, some in wanted.items() for r in compiled_there(name, some, options.environments)]
     if not options.check:
         from lstmjax.program.output import dump_json
