@@ -50,6 +50,9 @@ def unroll(
 ) -> tuple[State, Any]:
     """Runs a cell over a sequence: (s_t, y_t) = step(params, s_{t−1}, x_t) for t = 0 … T−1.
 
+    Products are taken at JAX's matmul precision, whose default for float32 is bfloat16 on a TPU and TF32 on NVIDIA GPUs
+    since the A100; inside ``with jax.default_matmul_precision("highest")`` they are float32.
+
     Args:
         cell: any :class:`~lstmjax.Cell`.
         params: the cell's parameters, as its ``init`` makes them.
