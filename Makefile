@@ -105,7 +105,7 @@ $(VENV)-cuda/.installed: COMPILER := jax==0.10.2 jax-cuda12-plugin==0.10.2 jax-c
 $(COMPILERS): $(VENV)-%/.installed:
 	@echo "Setting up $(VENV)-$*, which compiles for $*, once; a minute or two and 1.5 GB, most of it to download."
 	test -x $(VENV)-$*/bin/python || $(PYTHON) -m venv $(VENV)-$*
-	@$(VENV)-$*/bin/python -m pip install --quiet jaxtyping optax $(COMPILER) || { echo "No compiler for $* can be" \
+	@$(VENV)-$*/bin/python -m pip install --quiet --no-compile jaxtyping optax $(COMPILER) || { echo "No compiler for $* can be" \
 		"installed here, with $$($(PYTHON) --version): wanted $(COMPILER) as wheels"; exit 1; }
 	@touch $@
 

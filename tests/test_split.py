@@ -1,16 +1,20 @@
 """Over eight devices: a layer whose units are split, and a batch that is; what they compute, and what they send."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import lstmjax
 from benchmarks.compiled import read_program
 from lstmjax import split_units, training
+from lstmjax.nn.nnx import LSTMCell
 from tests.cells import cases, problem, same
 
 pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="wants eight devices")
@@ -121,3 +125,23 @@ def test_what_cannot_be_split_is_said(case, mesh):
 def test_an_explicit_axis_is_refused(mesh):
     with pytest.raises(ValueError, match="of the kind Auto"):
         split_units(CELLS["lstm"], jax.make_mesh((8,), ("model",), axis_types=(AxisType.Explicit,)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layers", ["a bidirectional stack", "the cell of a module", "mapped"])
+def test_split_units_are_a_cell_like_any_other(layers, mesh):
+    cell, other = CELLS["lstm"], CELLS["gru"]
+    params, xs, _ = problem(cell, (T, B, I), dtype=jnp.float32)
+    split = functools.partial(split_units, mesh=mesh, batch_axis="data")
+    if layers == "mapped":
+        got, want = (
+            jax.vmap(functools.partial(lstmjax.unroll, c, params), 1)(xs[:, None]) for c in (split(cell), cell)
+        )
+    elif layers == "the cell of a module":
+        module = LSTMCell(I, H, rngs=nnx.Rngs(0))
+        got, want = (lstmjax.unroll(c, module.params, xs) for c in (split(module.cell), module.cell))
+    else:
+        params = lstmjax.init_stack([(cell, cell), other], jax.random.key(0), I)
+        got = lstmjax.unroll_stack([(split(cell), split(cell)), split(other)], params, xs, lengths=LENGTHS)
+        want = lstmjax.unroll_stack([(cell, cell), other], params, xs, lengths=LENGTHS)
+    same(jax.tree.map(np.asarray, got), want, 2e-5)
