@@ -7,7 +7,8 @@
 # And: test-slow (the tests that are slow and rarely wrong: the README and the notebooks, the site, whole benchmarks,
 # other libraries, processes that are killed), study, throughput, long-lag (what decides the decay; speed; who learns
 # over a long lag), zoo (every cell side by side), notebooks, docs, lint, format, results (what is committed, anew),
-# release (the wheel and the sdist, tried, in dist/; publishes nothing), clean.
+# release (the wheel and the sdist, tried, in dist/; publishes nothing), accelerators (compiles for TPUs and GPUs that
+# are not there), clean.
 #
 # PYTHON chooses the interpreter, VENV the environment's folder, EXTRAS what is installed with the library.
 
@@ -22,6 +23,7 @@ comma := ,
 INSTALLED := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 
 .PHONY: help setup gradients study throughput long-lag zoo test test-slow lint format results results-newest notebooks docs release clean
+.PHONY: accelerators accelerators-check
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -93,6 +95,26 @@ results-newest: $(INSTALLED)
 	cp $(VENV)/throughput/throughput.json benchmarks/results/throughput_newest_jax.json
 	$(BIN)/python -m benchmarks.write_tables
 
+# What XLA makes of the library for TPUs and for NVIDIA GPUs: each compiler in an environment of its own. The counts
+# that are committed are of these versions.
+COMPILERS := $(VENV)-tpu/.installed $(VENV)-cuda/.installed
+ACCELERATORS = $(BIN)/python -m benchmarks.accelerators --environments $(VENV)
+accelerators: $(INSTALLED) $(COMPILERS)
+	$(ACCELERATORS)
+	$(BIN)/python -m benchmarks.write_tables
+
+accelerators-check: $(INSTALLED) $(COMPILERS)
+	$(ACCELERATORS) --check
+
+$(VENV)-tpu/.installed: COMPILER := 'jax[tpu]==0.10.2' libtpu==0.0.42.1
+$(VENV)-cuda/.installed: COMPILER := jax==0.10.2 jax-cuda12-plugin==0.10.2 jax-cuda12-pjrt==0.10.2 nvidia-cuda-nvcc-cu12==12.9.86
+$(COMPILERS): $(VENV)-%/.installed:
+	@echo "Setting up $(VENV)-$*, which compiles for $*, once; a minute or two and 1.5 GB, most of it to download."
+	test -x $(VENV)-$*/bin/python || $(PYTHON) -m venv $(VENV)-$*
+	@$(VENV)-$*/bin/python -m pip install --quiet --no-compile jaxtyping optax $(COMPILER) || { echo "No compiler for $* can be" \
+		"installed here, with $$($(PYTHON) --version): wanted $(COMPILER) as wheels"; exit 1; }
+	@touch $@
+
 notebooks: $(INSTALLED)
 	$(BIN)/jupytext --to ipynb --execute notebooks/*.py
 
@@ -114,7 +136,7 @@ release: $(INSTALLED)
 	PYTHON=$(BIN)/python bash .ci/package dist
 
 clean:
-	rm -rf $(VENV) .venv-newest build dist .pytest_cache .ruff_cache .hypothesis docs/_build docs/api
+	rm -rf $(VENV) $(VENV)-tpu $(VENV)-cuda .venv-newest build dist .pytest_cache .ruff_cache .hypothesis docs/_build docs/api
 
 # Not quiet: what pip gathers is seen to move.
 $(VENV)/.installed-%: pyproject.toml

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import gradient_study, half_precision, long_lag, throughput, training
+from benchmarks import accelerators, gradient_study, half_precision, long_lag, throughput, training
 from lstmjax.numerals import markdown_table
 from lstmjax.program import gradients
 
@@ -61,6 +61,13 @@ def half_precision_table() -> str:
     return half_precision.format_table(read("half_precision.json")["records"])
 
 
+def accelerators_table() -> str:
+    """What a step launches and sends, compiled for machines that are not there."""
+    results = read("accelerators.json")
+    compiled = results["compiled"]
+    return f"jax {compiled['jax']}, {compiled['date']}\n\n{accelerators.format_table(results['records'])}"
+
+
 def where_measured(env: dict[str, Any]) -> str:
     """A line above a table of times."""
     return f"jax {env['jax']}, {env['cpus']} cores ({env['system']}), {env['dtype']}, {env['date']}"
@@ -92,6 +99,7 @@ TABLES: dict[str, tuple[str, Callable[[], str], bool]] = {
     "training": ("docs/results.md", training_summary, False),
     "half precision": ("docs/results.md", half_precision_table, False),
     **{f"study, {n}": ("benchmarks/README.md", study_table(n), True) for n in gradient_study.SECTIONS},
+    "accelerators": ("docs/accelerators.md", accelerators_table, False),
     "long lags": ("benchmarks/README.md", long_lag_table, True),
     "training speed": ("benchmarks/README.md", training_table, True),
     "characters": ("benchmarks/README.md", characters_table, True),

@@ -98,6 +98,7 @@ from lstmjax.cells import (
     weight_drop,
     zoneout,
 )
+from lstmjax.recurrence.split import split_units
 from lstmjax.stack import init_stack, unroll_stack
 from lstmjax.unroll import state_history, unroll
 
@@ -175,6 +176,7 @@ __all__ = [
     "rnn",
     "rnn_step",
     "slstm",
+    "split_units",
     "star",
     "state_history",
     "ugrnn",

@@ -18,6 +18,7 @@ from lstmjax.recurrence.inputs import Sequence, as_sequence, prepare, time_and_b
 from lstmjax.recurrence.linear import linear_scan
 from lstmjax.recurrence.parts import Parts, Plan, take_apart
 from lstmjax.recurrence.scan import (
+    Timeline,
     first_step,
     in_blocks,
     over_time,
@@ -27,6 +28,7 @@ from lstmjax.recurrence.scan import (
     record_states,
     whole_blocks,
 )
+from lstmjax.recurrence.split import run_split
 from lstmjax.typing import Key, Params, State
 
 Implementation = Literal["fused", "native", "scan", "cudnn"] | None
@@ -47,6 +49,9 @@ def unroll(
     implementation: Implementation = None,
 ) -> tuple[State, Any]:
     """Runs a cell over a sequence: (s_t, y_t) = step(params, s_{t−1}, x_t) for t = 0 … T−1.
+
+    Products are taken at JAX's matmul precision, whose default for float32 is bfloat16 on a TPU and TF32 on NVIDIA GPUs
+    since the A100; inside ``with jax.default_matmul_precision("highest")`` they are float32.
 
     Args:
         cell: any :class:`~lstmjax.Cell`.
@@ -168,6 +173,25 @@ def run(
     ``record`` says what is kept of every step.
     """
     start, fresh, timeline = prepare(cell, params, sequence, reverse=reverse)
+    prepared = partial(_run_prepared, record, reverse, implementation, remat_block, scan_unroll)
+    prepared = prepared if cell.over is None else partial(run_split, prepared)
+    final, kept = prepared(cell, params, start, fresh, timeline)
+    return final, over_time(start, kept, reverse=reverse) if record is record_states else kept
+
+
+def _run_prepared(
+    record: Callable[[State, Any], Any],
+    reverse: bool,
+    implementation: Implementation,
+    remat_block: int | None,
+    scan_unroll: int | None,
+    cell: Cell,
+    params: Params,
+    start: State,
+    fresh: State | None,
+    timeline: Timeline,
+) -> tuple[State, Any]:
+    """The final state, and what was kept of every step."""
     parts = choose(cell, implementation, params, start, timeline.x)
     if parts is None:
         scan = partial(plain_scan, cell.step, record, reverse, scan_unroll, params)
@@ -182,16 +206,14 @@ def run(
     def block(state, part):
         return scan(state, fresh, part)
 
-    if remat_block is not None:
-        steps, batch = time_and_batch(cell, timeline.x)
-        if not isinstance(steps, int):
-            timeline = whole_blocks(timeline, batch, remat_block)
-        # Inside a scan nothing can be merged across iterations, so the barriers against CSE would only cost.
-        final, kept = in_blocks(jax.checkpoint(block, prevent_cse=False), start, timeline, remat_block, reverse)
-        kept = jax.tree.map(lambda a: a[:steps], kept)
-    else:
-        final, kept = block(start, timeline)
-    return final, over_time(start, kept, reverse=reverse) if record is record_states else kept
+    if remat_block is None:
+        return block(start, timeline)
+    steps, batch = time_and_batch(cell, timeline.x)
+    if not isinstance(steps, int):
+        timeline = whole_blocks(timeline, batch, remat_block)
+    # Inside a scan nothing can be merged across iterations, so the barriers against CSE would only cost.
+    final, kept = in_blocks(jax.checkpoint(block, prevent_cse=False), start, timeline, remat_block, reverse)
+    return final, jax.tree.map(lambda a: a[:steps], kept)
 
 
 def choose(cell: Cell, implementation: Implementation, params: Params, state: State, xs: Any) -> Parts | None:

@@ -17,8 +17,8 @@ import pytest
 hypothesis.settings.register_profile("compiles", max_examples=10, deadline=None, derandomize=True)
 hypothesis.settings.load_profile("compiles")
 
-# Of a second device only where arrays lie is asked: tests/test_placement.py.
-jax.config.update("jax_num_cpu_devices", 2)
+# Of further devices only where arrays lie is asked: tests/test_placement.py, tests/test_split.py.
+jax.config.update("jax_num_cpu_devices", 8)
 
 # No dtype is ever widened by accident.
 jax.config.update("jax_numpy_dtype_promotion", "strict")

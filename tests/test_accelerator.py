@@ -1,6 +1,7 @@
 """The ways an accelerator runs the recurrence, run here: the same numbers as those of the CPU, in float64 to 1e-11."""
 
 import itertools
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -156,3 +157,8 @@ def test_a_precision_set_where_the_unroll_stands_is_that_of_every_way():
     products = [line for line in lowered_for(("cpu", "cuda"), run, xs).splitlines() if "stablehlo.dot_general" in line]
     assert products
     assert all("precision = [HIGHEST, HIGHEST]" in line for line in products)
+
+
+def test_nothing_asks_where_jax_runs():
+    for path in Path(lstmjax.__file__).parent.rglob("*.py"):
+        assert "default_backend" not in path.read_text(), path

@@ -28,7 +28,7 @@ def library(request, monkeypatch):
             return jax.tree.map(lambda a: jnp.where((lengths > 0).all(), a, jnp.nan), (ys, h, c))
 
         monkeypatch.setattr(rnn, "lstm", lstm)
-        monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+        monkeypatch.setattr(cudnn, "only_for_nvidia", lambda lengths: lengths)
     _run_cudnn.clear_cache()
     yield
     _run_cudnn.clear_cache()
@@ -66,6 +66,26 @@ def test_any_batch_axes(shape, library):
     with jax.default_matmul_precision("highest"):
         got, want = (unroll(cell, *args, implementation=i) for i in ("cudnn", "scan"))
     chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_it_is_for_programs_of_an_nvidia_gpu_alone():
+    lengths = jnp.array([3, 1], jnp.int32)
+
+    def lowered_for(*platforms):
+        return jax.jit(cudnn.only_for_nvidia).trace(lengths).lower(lowering_platforms=platforms).as_text()
+
+    assert "return %arg0" in lowered_for("cuda")
+    for others in (("cpu",), ("tpu",), ("rocm",), ("cuda", "cpu")):
+        with pytest.raises(
+            ValueError, match=r"'cudnn', and the program is lowered for .*; wanted it for an NVIDIA GPU"
+        ):
+            lowered_for(*others)
+
+
+@pytest.mark.skipif(ON_GPU, reason="there is a GPU")
+def test_without_cudnn_that_is_said():
+    with pytest.raises(ValueError, match="'cudnn', and JAX, which asks cuDNN for sizes where it traces, finds none"):
+        unroll(lstmjax.lstm(5), *problem(lstmjax.lstm(5), (7, 3, 4), dtype=jnp.float32), implementation="cudnn")
 
 
 @pytest.mark.parametrize(("num_layers", "bidirectional"), [(1, False), (2, False), (2, True)])

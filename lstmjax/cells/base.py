@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from lstmjax import init as initializers
@@ -216,6 +217,7 @@ class Cell(Comparable):
         start: ``params -> state`` without batch axes, the one before the first step, in place of ``initial_state``,
             where it is learned: :func:`~lstmjax.learned_state`.
         noise: ``(key, params, xs) -> (cell, params, xs)``, what :func:`~lstmjax.draw_masks` calls.
+        over: a mesh, and its axes over which an unroll splits the units and the batch: :func:`~lstmjax.split_units`.
 
     Parameters, states and inputs may be any pytrees of arrays. A step returns the state in the dtypes the state came
     in, so that a float32 state may be carried through bfloat16 weights and a scan never changes its carry.
@@ -235,6 +237,7 @@ class Cell(Comparable):
     num_feature_axes: int = 1
     start: Callable[[Params], State] | None = None
     noise: Callable[[Key, Params, Any], tuple["Cell", Params, Any]] | None = None
+    over: tuple[Mesh, str, str | None] | None = None
 
     def begin(self, params: Params, batch_shape: Shape = (), dtype: Any = jnp.float32) -> State:
         """The state before the first step: ``initial_state``, or what is learned, the same in every row."""

@@ -122,18 +122,23 @@ def _join(by_x: Array, by_h: Array, size: int) -> Array:
 
 
 def _pre(weights: GRUWeights, x: Array, h: Array) -> Array:
-    return add_bias(_join(x @ weights.w_x, h @ weights.w_h, weights.w_h.shape[0]), weights.b)
+    return add_bias(_join(x @ weights.w_x, h @ weights.w_h, _size(weights)), weights.b)
 
 
 def _from_x(weights: GRUWeights, dx: Array) -> Array:
-    return _padded(from_x(weights, dx), weights.w_h.shape[0])
+    return _padded(from_x(weights, dx), _size(weights))
 
 
 def _from_h(weights: GRUWeights, dh: Array) -> Array:
-    size = weights.w_h.shape[0]
+    size = _size(weights)
     by_h = from_h(weights, dh)
     gates = by_h.shape[-1] - size
     return jnp.concatenate([_padded(by_h[..., :gates], size), by_h[..., gates:]], axis=-1)
+
+
+def _size(weights: GRUWeights) -> int:
+    """H, or of a layer that is split over devices the units of one: as many as the candidate has second biases."""
+    return weights.b.shape[0] - weights.w_h.shape[1]
 
 
 def _padded(part: Array, size: int) -> Array:

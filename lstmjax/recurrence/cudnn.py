@@ -9,11 +9,14 @@ again two biases that add. The gates are in the order i, f, g, o, as here.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import Primitive
+from jax.interpreters import mlir
 from jaxtyping import Array, Float
 
 from lstmjax.cells.base import Cell
@@ -77,17 +80,39 @@ def unflatten_lstm(
 
 
 def check_request(cell: Cell, params: LSTMParams, xs: Array, state: LSTMState | None, **unserved: object) -> None:
-    """Raises where cuDNN cannot serve a request, saying why; ``unserved`` are arguments it wants to be None."""
+    """Raises where cuDNN cannot serve a request, saying why; ``unserved`` are arguments it wants to be None.
+
+    Which platform the program is for is known only where it is lowered, and :func:`only_for_nvidia` looks there.
+    """
     why = [f"{name} is given" for name, value in unserved.items() if value is not None]
     if cell.step != recurrence():
         why.append("the cell is no LSTM with σ and tanh")
     dtypes = {str(leaf.dtype) for leaf in jax.tree.leaves((params, xs, state))}
     if dtypes != {"float32"}:
         why.append(f"params, xs and state hold {', '.join(sorted(dtypes))}, not float32 alone")
-    if jax.default_backend() != "gpu":
-        why.append(f"the backend is {jax.default_backend()}, not gpu")
+    if cell.over is not None:
+        why.append("the cell's units are split over devices")
     if why:
         raise ValueError(f"implementation is 'cudnn', which cannot serve this: {'; '.join(why)}")
+
+
+def only_for_nvidia(lengths: Array) -> Array:
+    """The same lengths, in a program for an NVIDIA GPU; lowered for another platform it raises."""
+    return _only_for_nvidia.bind(lengths)
+
+
+_only_for_nvidia = Primitive("only_for_nvidia")
+_only_for_nvidia.def_impl(jax.jit(only_for_nvidia))
+_only_for_nvidia.def_abstract_eval(lambda lengths: lengths)
+mlir.register_lowering(_only_for_nvidia, lambda ctx, lengths: [lengths], platform="cuda")
+
+
+@partial(mlir.register_lowering, _only_for_nvidia)
+def _refuse(ctx: Any, _: Any) -> Any:
+    platforms = ", ".join(ctx.platforms or ctx.module_context.platforms)
+    raise ValueError(
+        f"implementation is 'cudnn', and the program is lowered for {platforms}; wanted it for an NVIDIA GPU, cuda"
+    )
 
 
 def cudnn_scan(
@@ -113,7 +138,7 @@ def cudnn_scan(
         return start, jnp.zeros((steps, *batch, hidden), xs.dtype)
     rows = xs.reshape(steps, -1, inputs)
     lengths = jnp.full(rows.shape[1], steps) if lengths is None else lengths.reshape(-1)
-    lengths = jnp.clip(lengths, 0, steps).astype(jnp.int32)
+    lengths = only_for_nvidia(jnp.clip(lengths, 0, steps).astype(jnp.int32))
     # In each row, where the n-th step it takes stands; and, since that is its own inverse, which step stands there.
     times = jnp.arange(steps, dtype=jnp.int32)[:, None]
     order = jnp.where(times < lengths, lengths - 1 - times, times)[..., None] if reverse else None
@@ -122,11 +147,17 @@ def cudnn_scan(
         rows = jnp.take_along_axis(rows, order, axis=0)
     h, c = (leaf.reshape(1, -1, hidden) for leaf in (start.h, start.c))
     run: Any = rnn.lstm
-    ys, h, c = run(
+    arrays = (
         rows.swapaxes(0, 1), h, c, flatten_lstm([params]),
         jnp.maximum(lengths, 1),  # a row of no steps is refused: it takes one, undone below
-        inputs, hidden, 1, 0.0, False,
     )  # fmt: skip
+    try:
+        ys, h, c = run(*arrays, inputs, hidden, 1, 0.0, False)
+    except (AttributeError, RuntimeError) as error:
+        raise ValueError(
+            "implementation is 'cudnn', and JAX, which asks cuDNN for sizes where it traces, finds none here; wanted "
+            f"a machine that has it, with an NVIDIA GPU: {error}"
+        ) from error
     ys = ys.swapaxes(0, 1)
     if order is not None:
         ys = jnp.take_along_axis(ys, order, axis=0)

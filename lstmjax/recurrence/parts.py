@@ -162,15 +162,15 @@ def take_apart(step: Any, params: Params, state: State, x: Any) -> Parts | str:
         return "its state is not all floating"
     if elementwise.closes_over_tracers(jax.make_jaxpr(step)(params, state, x)):
         return "it closes over values that are being traced"
-    weights = jax.eval_shape(step.pack, params)
+    weights = _shapes(step.pack, params)
     if not elementwise.is_affine(lambda h, x, weights: step.z(weights, x, h), state.h, x, weights):
         return "its products are not affine in h"
     if isinstance(step.pre, Products) and not elementwise.is_affine(
         lambda x, h, weights: step.z(weights, x, h), x, state.h, weights
     ):
         return "its products are not affine in x"
-    z = jax.eval_shape(lambda p, s, x: step.split(step.z(step.pack(p), x, s.h), s), params, state, x)
-    working = jax.eval_shape(step.working, state)
+    z = _shapes(lambda p, s, x: step.split(step.z(step.pack(p), x, s.h), s), params, state, x)
+    working = _shapes(step.working, state)
     leaves, tree = jax.tree.flatten(working)
     function = _flat(step, tree, len(z))
     try:
@@ -178,6 +178,13 @@ def take_apart(step: Any, params: Params, state: State, x: Any) -> Parts | str:
     except elementwise.NotElementwiseError as error:
         return f"its activation has no derivative by diagonals: {error}"
     return Parts(step, pairs)
+
+
+def _shapes(function: Callable, *args: Any) -> Any:
+    """``jax.eval_shape`` without the axes of a ``shard_map``, which ``jax.make_jaxpr`` does not take back."""
+    return jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), jax.eval_shape(function, *args)
+    )
 
 
 def _flat(step: Recurrence, tree: Any, gates: int) -> elementwise.Function:
