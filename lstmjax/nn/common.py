@@ -9,7 +9,7 @@ import inspect
 import textwrap
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -221,9 +221,7 @@ def as_carry(state: State) -> Any:
 class OneStep:
     """What a cell is in both frameworks, but for its parameters."""
 
-    if TYPE_CHECKING:
-        kind: Kind
-        residual: bool
+    kind: ClassVar[Kind]
 
     def __call__(self, carry: Any, inputs: Any) -> tuple[Any, Array]:
         """One step.
@@ -306,7 +304,7 @@ class Layers:
                 is given neither here nor to the module.
             TypeError: an argument has the wrong dtype.
         """
-        cell = self._checked_cell()
+        cell = self._cell()
         if any(not hasattr(leaf, "shape") for leaf in jax.tree.leaves(xs)):
             xs = np.asarray(xs)
         key = self._key(cell, deterministic)
@@ -324,7 +322,7 @@ class Layers:
         return carry, _moved(ys, 0, time)
 
     def _first_carry(self, batch_shape: Shape, params: tuple[Params, ...]) -> tuple[State, ...]:
-        cell = self._checked_cell()
+        cell = self._cell()
 
         def begin(cell: Cell, params: Params) -> State:
             return cell.begin(params, tuple(batch_shape), wide(self.param_dtype))
@@ -343,12 +341,6 @@ class Layers:
         """A new key for dropout and noise."""
         raise NotImplementedError
 
-    def _checked_cell(self) -> Cell:
-        cell = self._cell()
-        if not isinstance(cell, Cell):
-            raise TypeError(f"cell is a {type(cell).__name__}; wanted a Cell, such as lstmjax.lstm(64)")
-        return cell
-
     def _has_noise(self, cell: Cell) -> bool:
         return self.dropout_rate != 0 or cell.noise is not None
 
@@ -365,14 +357,25 @@ class Layers:
         layers = whole_number("num_layers", self.num_layers)
         if layers == 1:
             return [in_features]
-        params = abstract(cell, in_features, self.param_dtype)
-        above = merged_size(
-            *((pair, pair) if self.bidirectional else pair for pair in (cell, params)), in_features, self.merge
-        )
+        layer, params = cell, abstract(cell, in_features, self.param_dtype)
+        if self.bidirectional:
+            layer, params = (cell, cell), (params, params)
+        above = merged_size(layer, params, in_features, self.merge)
         return [in_features] + [above] * (layers - 1)
 
     def _each_layer(self, entry: Any) -> tuple[Any, ...]:
         return ((entry, entry) if self.bidirectional else entry,) * whole_number("num_layers", self.num_layers)
+
+
+def checked(cell: Any) -> Cell:
+    """The cell, which a module was given.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not isinstance(cell, Cell):
+        raise TypeError(f"cell is a {type(cell).__name__}; wanted a Cell, such as lstmjax.lstm(64)")
+    return cell
 
 
 def stack_form(forward: Sequence[Any], backward: Sequence[Any]) -> tuple[Any, ...]:

@@ -15,7 +15,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial, reduce
 from operator import getitem
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +40,10 @@ from lstmjax.typing import Initializer, Key, Params, Shape, State
 
 class _WithParams:
     """The way from variables to the core's parameters and back."""
+
+    if TYPE_CHECKING:
+        in_features: Any
+        param_dtype: Any
 
     def params_from(self, variables: Any) -> Params:
         """The core's parameters out of variables.
@@ -74,15 +78,20 @@ class _WithParams:
 
     def _like(self, given: Any) -> Params:
         """What this module's parameters look like, for as many input features as are given: it does not know them."""
-        shapes = {path: jnp.shape(leaf) for path, leaf in jax.tree.leaves_with_path(given)}
-        one, two = self._abstract(1), self._abstract(2)
-        as_given = self._named if isinstance(given, dict) else lambda params: params
-        leaves = zip(jax.tree.leaves_with_path(as_given(one)), jax.tree.leaves(as_given(two)), strict=True)
-        for (path, of_one), of_two in leaves:
-            for size, n, m in zip(shapes.get(path, ()), of_one.shape, of_two.shape, strict=False):
+        if getattr(self, "in_features", None) is not None:
+            return self._abstract(self.in_features)
+        shapes = [(_names(path), jnp.shape(leaf)) for path, leaf in jax.tree.leaves_with_path(given)]
+        one, two = (common.abstract(self._cell(), n, self.param_dtype) for n in (1, 2))
+        for (path, of_one), of_two in zip(jax.tree.leaves_with_path(one), jax.tree.leaves(two), strict=True):
+            # The first that ends like this is of the first layer.
+            shape = next((shape for names, shape in shapes if names[len(names) - len(path) :] == _names(path)), ())
+            for size, n, m in zip(shape, of_one.shape, of_two.shape, strict=False):
                 if n != m:
                     return self._abstract(max(1 + (size - n) // (m - n), 0))
-        return one
+        return self._abstract(1)
+
+    def _cell(self) -> Cell:
+        raise NotImplementedError
 
     def _abstract(self, in_features: int) -> Params:
         raise NotImplementedError
@@ -95,8 +104,6 @@ class _WithParams:
 
 
 class _Cell(_WithParams, common.OneStep, flax_linen.RNNCellBase):
-    kind: ClassVar[common.Kind]
-
     __call__ = flax_linen.compact(common.OneStep.__call__)
 
     @flax_linen.nowrap
@@ -117,16 +124,17 @@ class _Cell(_WithParams, common.OneStep, flax_linen.RNNCellBase):
 
     @flax_linen.nowrap
     def _operands(self, inputs: Any) -> tuple[Cell, Params, Array]:
-        cell, in_features = self._core(), jnp.shape(inputs)[-1]
+        cell, in_features = self._cell(), jnp.shape(inputs)[-1]
         named = {
             name: self.param(name, draw, tuple(in_features if n is None else n for n in shape), self.param_dtype)
             for name, draw, shape in self._parts()
         }
-        inputs, *leaves = promote_dtype(inputs, *self._unnamed(named), dtype=self.dtype)
-        return cell, self.kind.params(*leaves), inputs
+        params = self._unnamed(named)
+        inputs, *leaves = promote_dtype(inputs, *params, dtype=self.dtype)
+        return cell, type(params)(*leaves), inputs
 
     @flax_linen.nowrap
-    def _core(self) -> Cell:
+    def _cell(self) -> Cell:
         activations = {"activation": self.activation_fn}
         if hasattr(self, "gate_fn"):
             activations["gate_activation"] = self.gate_fn
@@ -140,7 +148,7 @@ class _Cell(_WithParams, common.OneStep, flax_linen.RNNCellBase):
 
     @flax_linen.nowrap
     def _abstract(self, in_features: int) -> Params:
-        return common.abstract(self._core(), in_features, self.param_dtype)
+        return common.abstract(self._cell(), in_features, self.param_dtype)
 
     @flax_linen.nowrap
     def _named(self, params: Params) -> dict[str, Any]:
@@ -257,6 +265,8 @@ class MGUCell(_Cell):
     [1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
     """
 
+    kind = common.Kind(mgu, MGUParams, GRUState, 2)
+
     features: int
     gate_fn: Callable[..., Any] = sigmoid
     activation_fn: Callable[..., Any] = tanh
@@ -269,15 +279,20 @@ class MGUCell(_Cell):
     carry_init: Initializer = jax.nn.initializers.zeros
     reset_gate: bool = True
 
-    @property
-    def kind(self) -> common.Kind:  # noqa: D102  # as that of the others, which is no part of what they offer
-        params = MGUParams if self.reset_gate else GatedParams
-        return common.Kind(partial(mgu, reset_gate=self.reset_gate), params, GRUState, 2)
+    @flax_linen.nowrap
+    def _cell(self) -> Cell:
+        size, gate = whole_number("features", self.features), self.gate_fn
+        return mgu(size, reset_gate=self.reset_gate, gate_activation=gate, activation=self.activation_fn)
 
     @flax_linen.nowrap
     def _parts(self) -> Parts:
         biases = common.side_by_side(self.forget_bias_init, self.activation_bias_init)
-        return common.dense_parts(self.kind, self.features, self.kernel_init, self.recurrent_kernel_init, biases)
+        parts = common.dense_parts(self.kind, self.features, self.kernel_init, self.recurrent_kernel_init, biases)
+        return parts if self.reset_gate else parts[:3]
+
+    @flax_linen.nowrap
+    def _unnamed(self, named: dict[str, Any]) -> Params:
+        return (MGUParams if self.reset_gate else GatedParams)(**named)
 
 
 class ConvLSTMCell(_Cell):
@@ -330,7 +345,7 @@ class ConvLSTMCell(_Cell):
         return variables
 
     @flax_linen.nowrap
-    def _core(self) -> Cell:
+    def _cell(self) -> Cell:
         if any(n != 1 for n in self.strides or ()):
             raise ValueError(f"strides are {self.strides}; wanted None, or ones, with which a state keeps its size")
         space = (1,) * len(self.kernel_size)  # of no matter to a step
@@ -392,7 +407,7 @@ class _Sequence(_WithParams, common.Layers, flax_linen.Module):
                 "the cell learns its initial state, which the module alone does not have; wanted no initial_carry in "
                 "the call, or cell.begin of what params_from returns"
             )
-        return self._first_carry(batch_shape, self._abstract(1))
+        return self._first_carry(batch_shape, self._each_layer(()))
 
     @flax_linen.nowrap
     def _params(self, cell: Cell, xs: Any) -> tuple[Params, ...]:
@@ -421,7 +436,7 @@ class _Sequence(_WithParams, common.Layers, flax_linen.Module):
 
     @flax_linen.nowrap
     def _abstract(self, in_features: int) -> Params:
-        cell = self._checked_cell()
+        cell = self._cell()
         sizes = self._sizes(cell, in_features)
         return tuple(
             jax.tree.map(lambda _, size=size: common.abstract(cell, size, self.param_dtype), names)
@@ -435,10 +450,10 @@ class _Sequence(_WithParams, common.Layers, flax_linen.Module):
 
     @flax_linen.nowrap
     def _unnamed(self, named: dict[str, Any]) -> Params:
-        like = common.abstract(self._checked_cell(), 1, self.param_dtype)  # whose structure they all have
+        like = common.abstract(self._cell(), 1, self.param_dtype)  # whose structure they all have
 
         def read(name: str) -> Params:
-            return jax.tree.map_with_path(lambda path, _: reduce(getitem, map(_name, path), named[name]), like)
+            return jax.tree.map_with_path(lambda path, _: reduce(getitem, _names(path), named[name]), like)
 
         return jax.tree.map(read, self._names())
 
@@ -454,11 +469,11 @@ def _by_name(params: Params) -> Any:
     Array([1., 1.], dtype=float32)
     """
     leaves = jax.tree.leaves_with_path(params, is_leaf=common.is_box)
-    return unflatten_dict({("", *map(_name, path)): leaf for path, leaf in leaves}).get("", {})
+    return unflatten_dict({("", *_names(path)): leaf for path, leaf in leaves}).get("", {})
 
 
-def _name(entry: Any) -> str:
-    return jax.tree_util.keystr((entry,), simple=True)
+def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
+    return tuple(jax.tree_util.keystr((entry,), simple=True) for entry in path)
 
 
 @described
@@ -494,7 +509,7 @@ class Recurrent(_Sequence):
 
     @flax_linen.nowrap
     def _cell(self) -> Cell:
-        return self.cell
+        return common.checked(self.cell)
 
     @flax_linen.nowrap
     def _in_features(self, cell: Cell, xs: Any) -> int:

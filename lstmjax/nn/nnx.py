@@ -70,7 +70,6 @@ def _signature(cls: type) -> inspect.Signature:
 
 
 class _Cell(_Module, common.OneStep, flax_nnx.RNNCellBase):
-    kind: ClassVar[common.Kind]
     residual = False
 
     def __init__(
@@ -309,7 +308,7 @@ class Recurrent(_Module, common.Layers, flax_nnx.Module):
         param_dtype: Any = jnp.float32,
         rngs: flax_nnx.Rngs,
     ):
-        self.cell = cell
+        self.cell = common.checked(cell)
         self.in_features = whole_number("in_features", in_features, 0)
         self.num_layers = num_layers
         self.bidirectional = bidirectional
@@ -319,7 +318,7 @@ class Recurrent(_Module, common.Layers, flax_nnx.Module):
         self.time_major = time_major
         self.dtype = dtype
         self.param_dtype = param_dtype
-        self.rngs = rngs.dropout.fork() if self._has_noise(self._checked_cell()) else flax_nnx.data(None)
+        self.rngs = rngs.dropout.fork() if self._has_noise(cell) else flax_nnx.data(None)
 
         def variables(sizes: list[int]) -> Any:
             drawn = [cell.init(rngs.params(), size, param_dtype) for size in sizes]
@@ -361,6 +360,7 @@ class Recurrent(_Module, common.Layers, flax_nnx.Module):
         return self.params
 
     def _draw_key(self) -> Key:
+        assert self.rngs is not None
         return self.rngs()
 
     def _variables(self) -> tuple[Any, ...]:
