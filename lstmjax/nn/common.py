@@ -290,9 +290,7 @@ class Layers:
                 zero or learned. Its dtypes are kept throughout.
             deterministic: evaluate, without dropout or a cell's noise; default the module's own. It matters only where
                 there is either.
-            remat_block: as for :func:`lstmjax.unroll`.
-            scan_unroll: as for :func:`lstmjax.unroll`.
-            implementation: as for :func:`lstmjax.unroll`.
+            remat_block, scan_unroll, implementation: as for :func:`lstmjax.unroll`.
 
         Returns:
             The carry after each row's last step, one state a layer, a pair where bidirectional; and the outputs of the
@@ -321,12 +319,25 @@ class Layers:
         )  # fmt: skip
         return carry, _moved(ys, 0, time)
 
-    def _first_carry(self, batch_shape: Shape, params: tuple[Params, ...]) -> tuple[State, ...]:
+    def initialize_carry(self, batch_shape: Shape = ()) -> tuple[State, ...]:
+        """The carry before the first step, zero or, in NNX, learned.
+
+        Args:
+            batch_shape: the batch axes ``*B``.
+
+        Returns:
+            One state a layer, a pair where bidirectional, each leaf ``[*B, H]``, in ``param_dtype`` or float32,
+            whichever is wider.
+
+        Raises:
+            ValueError: the cell learns its initial state, which a Linen module has not without variables.
+        """
         cell = self._cell()
 
         def begin(cell: Cell, params: Params) -> State:
             return cell.begin(params, tuple(batch_shape), wide(self.param_dtype))
 
+        params = self._params_to_begin(cell)
         return jax.tree.map(begin, self._each_layer(cell), params, is_leaf=lambda entry: entry is cell)
 
     def _cell(self) -> Cell:
@@ -335,6 +346,10 @@ class Layers:
 
     def _params(self, cell: Cell, xs: Any) -> tuple[Params, ...]:
         """The parameters, one entry a layer, a pair where bidirectional."""
+        raise NotImplementedError
+
+    def _params_to_begin(self, cell: Cell) -> tuple[Params, ...]:
+        """The parameters that say where a cell begins."""
         raise NotImplementedError
 
     def _draw_key(self) -> Key:

@@ -35,7 +35,7 @@ from lstmjax.gates import sigmoid, tanh
 from lstmjax.nn import common
 from lstmjax.nn.common import KERNEL_INIT, RECURRENT_KERNEL_INIT, described
 from lstmjax.stack import Merge
-from lstmjax.typing import Initializer, Key, Params, Shape, State
+from lstmjax.typing import Initializer, Key, Params, Shape
 
 
 class _WithParams:
@@ -59,7 +59,8 @@ class _WithParams:
             TypeError: a dtype is not ``param_dtype``.
         """
         named = unfreeze(meta.unbox(variables))["params"]
-        return self._unnamed(common.fitting(named, self._named(self._like(named)), "variables['params']"))
+        like = self._like(named)
+        return self._unnamed(common.fitting(named, self._named(like), "variables['params']"), like)
 
     def variables_from(self, params: Params) -> dict[str, Any]:
         """Variables out of the core's parameters, such as converted weights.
@@ -99,7 +100,7 @@ class _WithParams:
     def _named(self, params: Params) -> dict[str, Any]:
         raise NotImplementedError
 
-    def _unnamed(self, named: dict[str, Any]) -> Params:
+    def _unnamed(self, named: dict[str, Any], like: Params) -> Params:
         raise NotImplementedError
 
 
@@ -125,11 +126,12 @@ class _Cell(_WithParams, common.OneStep, flax_linen.RNNCellBase):
     @flax_linen.nowrap
     def _operands(self, inputs: Any) -> tuple[Cell, Params, Array]:
         cell, in_features = self._cell(), jnp.shape(inputs)[-1]
-        named = {
-            name: self.param(name, draw, tuple(in_features if n is None else n for n in shape), self.param_dtype)
-            for name, draw, shape in self._parts()
-        }
-        params = self._unnamed(named)
+        params = self._params_of(
+            {
+                name: self.param(name, draw, tuple(in_features if n is None else n for n in shape), self.param_dtype)
+                for name, draw, shape in self._parts()
+            }
+        )
         inputs, *leaves = promote_dtype(inputs, *params, dtype=self.dtype)
         return cell, type(params)(*leaves), inputs
 
@@ -155,7 +157,12 @@ class _Cell(_WithParams, common.OneStep, flax_linen.RNNCellBase):
         return params._asdict()
 
     @flax_linen.nowrap
-    def _unnamed(self, named: dict[str, Any]) -> Params:
+    def _unnamed(self, named: dict[str, Any], like: Params) -> Params:
+        del like
+        return self._params_of(named)
+
+    @flax_linen.nowrap
+    def _params_of(self, named: dict[str, Any]) -> Params:
         return self.kind.params(**named)
 
 
@@ -291,7 +298,7 @@ class MGUCell(_Cell):
         return parts if self.reset_gate else parts[:3]
 
     @flax_linen.nowrap
-    def _unnamed(self, named: dict[str, Any]) -> Params:
+    def _params_of(self, named: dict[str, Any]) -> Params:
         return (MGUParams if self.reset_gate else GatedParams)(**named)
 
 
@@ -367,7 +374,7 @@ class ConvLSTMCell(_Cell):
         return {name: leaf for name, leaf in params._asdict().items() if self.use_bias or name != "b"}
 
     @flax_linen.nowrap
-    def _unnamed(self, named: dict[str, Any]) -> Params:
+    def _params_of(self, named: dict[str, Any]) -> Params:
         return self.kind.params(**({} if self.use_bias else {"b": self._first_bias()}), **named)
 
     @flax_linen.nowrap
@@ -389,35 +396,25 @@ class _Sequence(_WithParams, common.Layers, flax_linen.Module):
     __call__ = flax_linen.compact(common.Layers.__call__)
 
     @flax_linen.nowrap
-    def initialize_carry(self, batch_shape: Shape = ()) -> tuple[State, ...]:
-        """The carry before the first step, all zero.
-
-        Args:
-            batch_shape: the batch axes ``*B``.
-
-        Returns:
-            One state a layer, a pair where bidirectional, each leaf ``[*B, H]``, in ``param_dtype`` or float32,
-            whichever is wider.
-
-        Raises:
-            ValueError: the cell learns its initial state, which is among the variables.
-        """
-        if self._cell().start is not None:
+    def _params_to_begin(self, cell: Cell) -> tuple[Params, ...]:
+        if cell.start is not None:
             raise ValueError(
-                "the cell learns its initial state, which the module alone does not have; wanted no initial_carry in "
-                "the call, or cell.begin of what params_from returns"
+                "the cell learns its initial state, which is among the variables; wanted no initial_carry in the call, "
+                "or what cell.begin makes of params_from(variables)"
             )
-        return self._first_carry(batch_shape, self._each_layer(()))
+        return self._each_layer(())
 
     @flax_linen.nowrap
     def _params(self, cell: Cell, xs: Any) -> tuple[Params, ...]:
         sizes = self._sizes(cell, self._in_features(cell, xs))
-        named = {
-            name: self.param(name, partial(_draw, cell, size, self.param_dtype))
-            for names, size in zip(self._names(), sizes, strict=True)
-            for name in jax.tree.leaves(names)
-        }
-        return self._unnamed(named)
+        like = common.abstract(cell, sizes[0], self.param_dtype)  # whose structure all have
+
+        def drawn(name: str, size: int) -> Params:
+            return _from_names(self.param(name, partial(_draw, cell, size, self.param_dtype)), like)
+
+        return tuple(
+            jax.tree.map(partial(drawn, size=size), names) for names, size in zip(self._names(), sizes, strict=True)
+        )
 
     @flax_linen.nowrap
     def _in_features(self, cell: Cell, xs: Any) -> int:
@@ -449,13 +446,8 @@ class _Sequence(_WithParams, common.Layers, flax_linen.Module):
         return {name: _by_name(p) for name, p in zip(names, structure.flatten_up_to(params), strict=True)}
 
     @flax_linen.nowrap
-    def _unnamed(self, named: dict[str, Any]) -> Params:
-        like = common.abstract(self._cell(), 1, self.param_dtype)  # whose structure they all have
-
-        def read(name: str) -> Params:
-            return jax.tree.map_with_path(lambda path, _: reduce(getitem, _names(path), named[name]), like)
-
-        return jax.tree.map(read, self._names())
+    def _unnamed(self, named: dict[str, Any], like: Params) -> Params:
+        return jax.tree.map(lambda name, like: _from_names(named[name], like), self._names(), like)
 
 
 def _draw(cell: Cell, in_features: int, dtype: Any, key: Key) -> Any:
@@ -470,6 +462,10 @@ def _by_name(params: Params) -> Any:
     """
     leaves = jax.tree.leaves_with_path(params, is_leaf=common.is_box)
     return unflatten_dict({("", *_names(path)): leaf for path, leaf in leaves}).get("", {})
+
+
+def _from_names(named: Any, like: Params) -> Params:
+    return jax.tree.map_with_path(lambda path, _: reduce(getitem, _names(path), named), like)
 
 
 def _names(path: tuple[Any, ...]) -> tuple[str, ...]:

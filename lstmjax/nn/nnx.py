@@ -30,7 +30,7 @@ from lstmjax.gates import sigmoid, tanh
 from lstmjax.nn import common
 from lstmjax.nn.common import KERNEL_INIT, RECURRENT_KERNEL_INIT, described
 from lstmjax.stack import Merge
-from lstmjax.typing import Initializer, Key, Params, Shape, State
+from lstmjax.typing import Initializer, Key, Params, Shape
 
 NO_METADATA: Mapping[str, Any] = MappingProxyType({})
 
@@ -341,22 +341,13 @@ class Recurrent(_Module, common.Layers, flax_nnx.Module):
         fitted = common.fitting(params, self.params, "params")
         jax.tree.map(lambda variable, p: variable.set_value(p), self._variables(), fitted, is_leaf=_is_variable)
 
-    def initialize_carry(self, batch_shape: Shape = ()) -> tuple[State, ...]:
-        """The carry before the first step, zero or learned.
-
-        Args:
-            batch_shape: the batch axes ``*B``.
-
-        Returns:
-            One state a layer, a pair where bidirectional, each leaf ``[*B, H]``, in ``param_dtype`` or float32,
-            whichever is wider.
-        """
-        return self._first_carry(batch_shape, self.params)
-
     def _cell(self) -> Cell:
         return self.cell
 
     def _params(self, cell: Cell, xs: Any) -> tuple[Params, ...]:
+        return self.params
+
+    def _params_to_begin(self, cell: Cell) -> tuple[Params, ...]:
         return self.params
 
     def _draw_key(self) -> Key:
