@@ -1,26 +1,29 @@
 """Layers and directions: cells unrolled one after another, each over the outputs of the one before.
 
 A stack is a sequence of layers. A layer is a cell, run forwards, or a pair of cells, run forwards and backwards
-with their outputs side by side. Parameters and states have the same form: a tuple with one entry a layer, which for
-a pair is itself a pair.
+with their outputs merged, side by side by default. Parameters and states have the same form: a tuple with one entry a
+layer, which for a pair is itself a pair.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from lstmjax.cells.base import Cell, dtype_of
+from lstmjax.cells.base import Cell, Recurrence, dtype_of
 from lstmjax.cells.wrappers import draw_masks
 from lstmjax.typing import Key, Params, State
 from lstmjax.unroll import unroll
 
 Layer = Cell | tuple[Cell, Cell]
+Merge = Literal["concatenate", "sum", "mean", "product"]
 
 
-def init_stack(layers: Sequence[Layer], key: Key, input_size: int, dtype=jnp.float32) -> tuple[Params, ...]:
+def init_stack(
+    layers: Sequence[Layer], key: Key, input_size: int, dtype=jnp.float32, *, merge: Merge = "concatenate"
+) -> tuple[Params, ...]:
     """Draws the parameters of every layer, each sized to the outputs of the one before.
 
     Args:
@@ -28,12 +31,13 @@ def init_stack(layers: Sequence[Layer], key: Key, input_size: int, dtype=jnp.flo
         key: random key; every cell gets one of its own.
         input_size: I, the features of the first layer's input.
         dtype: of the parameters.
+        merge: as for :func:`unroll_stack`.
 
     Returns:
         One entry a layer, a cell's parameters or a pair of them.
 
     Raises:
-        ValueError: there is no layer.
+        ValueError: there is no layer, or merge is none of the four.
         TypeError: layers is a single cell, or a layer is neither a cell nor a pair of cells.
 
     >>> import lstmjax
@@ -43,15 +47,16 @@ def init_stack(layers: Sequence[Layer], key: Key, input_size: int, dtype=jnp.flo
     ((3, 16), (8, 18))
     """
     _check_layers(layers)
+    _check_merge(merge)
     params = []
     for layer, layer_key in zip(layers, jax.random.split(key, len(layers)), strict=True):
+        if params:
+            input_size = merged_size(layers[len(params) - 1], params[-1], input_size, merge)
         if isinstance(layer, Cell):
             drawn = layer.init(layer_key, input_size, dtype)
-            input_size = _output_size(layer, drawn, input_size)
         else:
             keys = jax.random.split(layer_key)
             drawn = tuple(c.init(k, input_size, dtype) for c, k in zip(layer, keys, strict=True))
-            input_size = sum(_output_size(c, p, input_size) for c, p in zip(layer, drawn, strict=True))
         params.append(drawn)
     return tuple(params)
 
@@ -62,6 +67,7 @@ def unroll_stack(
     xs: Any,
     state: Sequence[State | None] | None = None,
     *,
+    merge: Merge = "concatenate",
     dropout_rate: float = 0.0,
     dropout_key: Key | None = None,
     **options: Any,
@@ -74,6 +80,8 @@ def unroll_stack(
         xs: ``[T, *B, I]`` inputs.
         state: one entry a layer, the state before its first step (for a backward cell: before the row's last);
             the cells' own initial states unless given.
+        merge: what becomes of a pair's two outputs: ``"concatenate"``, side by side, forwards first; or their
+            ``"sum"``, ``"mean"`` or ``"product"``.
         dropout_rate: the share of each layer's outputs, the last layer's excepted, that is set to zero, the rest
             being scaled by 1/(1 − rate). One mask ``[T, *B, H]`` a layer, drawn outside the scan.
         dropout_key: random key for the masks, those of cells with noise (:func:`~lstmjax.draw_masks`) included. It is
@@ -83,11 +91,12 @@ def unroll_stack(
 
     Returns:
         The final states, one entry a layer, and the last layer's outputs, ``[T, *B, H]``, or ``[T, *B, 2H]`` for a
-        pair, forwards first.
+        pair side by side.
 
     Raises:
         ValueError: the number of params or states is not that of the layers, or of a layer's cells; the rate is outside
-            [0, 1); rate and key do not go together; and whatever :func:`~lstmjax.unroll` raises, with the layer named.
+            [0, 1); rate and key do not go together; merge is none of the four, or the two outputs of a pair differ in
+            shape and are not put side by side; and whatever :func:`~lstmjax.unroll` raises, with the layer named.
         TypeError: layers is a single cell, a layer is neither a cell nor a pair of cells, or an option is unknown; and
             whatever :func:`~lstmjax.unroll` raises.
 
@@ -99,6 +108,7 @@ def unroll_stack(
     ((2, 4), (2, 6), (10, 2, 6))
     """
     _check_layers(layers)
+    _check_merge(merge)
     state = (None,) * len(layers) if state is None else state
     for name, given in (("params", params), ("state", state)):
         if len(given) != len(layers):
@@ -112,7 +122,7 @@ def unroll_stack(
         if depth and key is not None and dropout_rate:
             ys = _dropout(key, ys, dropout_rate)
         try:
-            final, ys = _unroll_layer(layer, p, ys, s, key, options)
+            final, ys = _unroll_layer(layer, p, ys, s, key, merge, options)
         except (ValueError, TypeError) as error:
             error.args = (f"layer {depth}: {error}",)
             raise
@@ -121,7 +131,7 @@ def unroll_stack(
 
 
 def _unroll_layer(
-    layer: Layer, params: Params, xs: Any, state: Any, key: Key | None, options: dict[str, Any]
+    layer: Layer, params: Params, xs: Any, state: Any, key: Key | None, merge: Merge, options: dict[str, Any]
 ) -> tuple[State, Array]:
     def run(direction, cell, params, state, **reverse):
         drawn = cell, params, xs
@@ -140,7 +150,17 @@ def _unroll_layer(
             raise ValueError(f"{name} has {len(given)} entries; wanted 2, for the two cells of a bidirectional layer")
     ahead, ys_ahead = run(0, layer[0], params[0], state[0])
     back, ys_back = run(1, layer[1], params[1], state[1], reverse=True)
-    return (ahead, back), jnp.concatenate([ys_ahead, ys_back], axis=-1)
+    return (ahead, back), _merged(ys_ahead, ys_back, merge)
+
+
+def _merged(ahead: Array, back: Array, merge: Merge) -> Array:
+    if merge == "concatenate":
+        return jnp.concatenate([ahead, back], axis=-1)
+    if ahead.shape != back.shape:  # which sum and product would spread over one another
+        raise ValueError(
+            f"merge is {merge!r}, and the outputs have shapes {ahead.shape} and {back.shape}; wanted the same"
+        )
+    return ahead * back if merge == "product" else (ahead + back) / (2 if merge == "mean" else 1)
 
 
 def _named(given: Any) -> str:
@@ -153,7 +173,17 @@ def _dropout(key: Key, ys: Array, rate: float) -> Array:
     return jnp.where(kept, ys / (1 - rate), 0)
 
 
+def merged_size(layer: Layer, params: Params, input_size: int, merge: Merge) -> int:
+    """How many features a layer hands on; of its parameters, shapes and dtypes will do."""
+    if isinstance(layer, Cell):
+        return _output_size(layer, params, input_size)
+    sizes = [_output_size(cell, p, input_size) for cell, p in zip(layer, params, strict=True)]
+    return sum(sizes) if merge == "concatenate" else sizes[0]
+
+
 def _output_size(cell: Cell, params: Params, input_size: int) -> int:
+    if isinstance(cell.step, Recurrence):  # whose output is h, whatever its inputs look like
+        return jax.eval_shape(cell.initial_state).h.shape[-1]
     dtype = dtype_of(params)
     x = jax.ShapeDtypeStruct((input_size,), dtype)
     _, y = jax.eval_shape(lambda params, x: cell.step(params, cell.begin(params, (), dtype), x), params, x)
@@ -170,6 +200,11 @@ def _check_layers(layers: Sequence[Layer]) -> None:
         if not (isinstance(layer, Cell) or pair):
             given = type(layer).__name__ + (f" of {len(layer)}" if isinstance(layer, tuple | list) else "")
             raise TypeError(f"layer {depth} is a {given}; wanted a Cell, or a tuple of two, forwards and backwards")
+
+
+def _check_merge(merge: Any) -> None:
+    if merge not in get_args(Merge):
+        raise ValueError(f"merge is {merge!r}; wanted {', '.join(map(repr, get_args(Merge)))}")
 
 
 def _check_dropout(rate: float, key: Key | None, noisy: bool) -> None:

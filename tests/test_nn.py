@@ -62,11 +62,24 @@ class Nnx(NamedTuple):
         module.params = params
         return Nnx(module)
 
+    def trained(self, xs, key):
+        """A call with noise, and the key it drew."""
+        module = nnx.clone(self.module)
+        module.rngs = nnx.Rngs(dropout=key).dropout
+        return module(xs, deterministic=False), nnx.Rngs(dropout=key).dropout()
+
     def rnn(self, **options):
         return nnx.RNN(self.module, **options)
 
     def bidirectional(self, other, **options):
         return nnx.Bidirectional(self.rnn(), other.rnn(), **options)
+
+
+class OfDropout(linen.Module):
+    """The first key of the stream, as a module at the top draws it."""
+
+    def __call__(self):
+        return self.make_rng("dropout")
 
 
 class Linen(NamedTuple):
@@ -84,6 +97,10 @@ class Linen(NamedTuple):
 
     def replaced(self, params):
         return Linen(self.module, self.module.variables_from(params))
+
+    def trained(self, xs, key):
+        rngs = {"dropout": key}
+        return self(xs, deterministic=False, rngs=rngs), OfDropout().apply({}, rngs=rngs)
 
     def rnn(self, **options):
         return Linen(linen.RNN(self.module, **options), {"params": {"cell": self.variables["params"]}})
@@ -359,8 +376,20 @@ def sequence(framework, kind, **options):
     """A sequence module with parameters drawn by NumPy."""
     if framework == "nnx":
         return Nnx(filled(lambda: getattr(our_nnx, kind)(I, H, rngs=nnx.Rngs(0), **options)))
-    module = getattr(our_linen, kind)(H, **options)
-    return Linen(module, drawn(jax.eval_shape(lambda: module.init(KEY, one_step(options))), 0))
+    return bound(getattr(our_linen, kind)(H, **options), one_step(options))
+
+
+def recurrent(framework, cell, xs=XS, in_features=I, **options):
+    """A module of any cell, likewise."""
+    if framework == "nnx":
+        return Nnx(filled(lambda: our_nnx.Recurrent(cell, in_features, rngs=nnx.Rngs(0), **options)))
+    if in_features != jnp.shape(xs)[-1]:
+        options["in_features"] = in_features
+    return bound(our_linen.Recurrent(cell, **options), xs)
+
+
+def bound(module, xs):
+    return Linen(module, drawn(jax.eval_shape(lambda: module.init(KEY, xs, deterministic=True)), 0))
 
 
 def initialised(framework, kind, **options):
@@ -377,7 +406,7 @@ def one_step(options):
 
 FORMS = {
     "one layer": ("RNN", {}, {}),
-    "two layers, lengths": ("GRU", {"num_layers": 2}, {"lengths": LENGTHS}),
+    "two layers, lengths": ("GRU", {"num_layers": 2}, {"seq_lengths": LENGTHS}),
     "both ways, mask and resets": (
         "LSTM",
         {"num_layers": 2, "bidirectional": True},
@@ -394,13 +423,132 @@ def test_a_sequence_module_is_the_core(framework, kind, built, called):
     layers = [(cell, cell) if "bidirectional" in built else cell] * built.get("num_layers", 1)
     wanted = jax.eval_shape(lambda: lstmjax.init_stack(layers, KEY, I))
     chex.assert_trees_all_equal_shapes_and_dtypes(model.params, wanted)
-    flags = {name: flag if name == "lengths" else flag.T for name, flag in called.items()}
+    flags = {name: flag if name == "seq_lengths" else flag.T for name, flag in called.items()}
+    of_core = {name.removeprefix("seq_"): flag for name, flag in flags.items()}
     # Each a call of its own, and so the same program: within one, the compiler may round a transposed product anew.
-    carry, ys = jax.tree.map(np.asarray, lstmjax.unroll_stack(layers, model.params, XS.swapaxes(0, 1), **flags))
+    carry, ys = jax.tree.map(np.asarray, lstmjax.unroll_stack(layers, model.params, XS.swapaxes(0, 1), **of_core))
     major = sequence(framework, kind, time_major=True, **built).replaced(model.params)
     by_batch, by_time = model(XS, **called), major(XS.swapaxes(0, 1), **flags)
     chex.assert_trees_all_equal(by_batch, (carry, ys.swapaxes(0, 1)))
     chex.assert_trees_all_equal(by_time, (carry, ys))
+
+
+def symbols():
+    """A cell that reads symbols, with parameters in dictionaries and tuples."""
+    return lstmjax.Cell(
+        init=lambda key, n, dtype=jnp.float32: {"of": (jnp.ones((n, H), dtype), jnp.ones(H, dtype))},
+        initial_state=lambda batch=(), dtype=jnp.float32: jnp.zeros((*batch, H), dtype),
+        step=lambda p, h, x: ((new := jnp.tanh(p["of"][0][x] + p["of"][1] * h)), new),
+        num_feature_axes=0,
+    )
+
+
+def decay():
+    """A cell whose parameters are one array, and which runs under the plain scan."""
+    return lstmjax.Cell(
+        init=lambda key, n, dtype=jnp.float32: jnp.ones(n, dtype),
+        initial_state=lambda batch=(), dtype=jnp.float32: jnp.zeros((*batch, I), dtype),
+        step=lambda p, h, x: ((new := p * h + x), new),
+    )
+
+
+IMAGES = drawn(jax.ShapeDtypeStruct((B, T, 2, 3, I), jnp.float32), 1)
+MERGES = {
+    "concatenate": lambda a, b: np.concatenate([a, b], -1), "sum": np.add, "product": np.multiply,
+    "mean": lambda a, b: (a + b) / 2,
+}  # fmt: skip
+
+# The cell, its inputs, how many features or symbols they have, and the module's options.
+ANY = {
+    "of the library": (lstmjax.peephole_lstm(H), XS, I, {"num_layers": 2}),
+    "wrapped": (lstmjax.zoneout(lstmjax.learned_state(lstmjax.mgu(H)), 0.25), XS, I, {"num_layers": 2}),
+    "images": (lstmjax.conv_lstm(H, (2, 3)), IMAGES, I, {"num_layers": 2, "bidirectional": True, "merge": "sum"}),
+    "symbols": (symbols(), np.arange(B * T).reshape(B, T) % 7, 7, {"bidirectional": True, "merge": "product"}),
+    "one array": (decay(), XS, I, {"num_layers": 2, "bidirectional": True, "merge": "mean"}),
+    "time-major": (decay(), XS, I, {"time_major": True, "bidirectional": True}),
+}
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("name", ANY)
+def test_a_module_of_any_cell_is_the_core(framework, name):
+    cell, xs, features, options = ANY[name]
+    model = recurrent(framework, cell, xs, features, **options)
+    both, merge = options.get("bidirectional", False), MERGES[options.get("merge", "concatenate")]
+    time = 0 if "time_major" in options else 1
+    called = {"seq_lengths": LENGTHS} if time else {}
+
+    def of_core(params):
+        finals, ys = [], np.moveaxis(xs, time, 0)
+        for layer in params:
+            run = [
+                lstmjax.unroll(cell, p, ys, reverse=way == 1, lengths=called.get("seq_lengths"))
+                for way, p in enumerate(layer if both else (layer,))
+            ]
+            finals.append(tuple(final for final, _ in run) if both else run[0][0])
+            ys = jax.tree.map(jnp.asarray, merge(*(np.asarray(y) for _, y in run)) if both else run[0][1])
+        return tuple(finals), jnp.moveaxis(ys, 0, time)
+
+    got = model(xs, **called, **({"deterministic": True} if cell.noise else {}))
+    chex.assert_trees_all_close(got, of_core(model.params), atol=1e-5)
+    again = model.replaced(jax.tree.map(lambda p: p + 0, model.params))
+    chex.assert_trees_all_equal(again.params, model.params)
+    assert jax.tree.structure(model.params) == jax.tree.structure(
+        jax.eval_shape(
+            lambda: ((((cell.init(KEY, features),) * 2) if both else cell.init(KEY, features)),) * len(got[0])
+        )
+    )
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_cell_s_noise(framework):
+    cell = lstmjax.zoneout(lstmjax.variational_dropout(lstmjax.gru(H), 0.5), 0.3)
+    model = recurrent(framework, cell)
+
+    def ways(params):
+        trained, key = model.replaced(params).trained(XS, KEY)
+        carry, ys = lstmjax.unroll_stack([cell], params, XS.swapaxes(0, 1), dropout_key=key)
+        return trained, (carry, ys.swapaxes(0, 1)), model.replaced(params)(XS, deterministic=True)
+
+    trained, wanted, evaluated = compiled(ways, model.params)
+    chex.assert_trees_all_close(trained, wanted, atol=1e-6)
+    assert (trained[1] != evaluated[1]).any()
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_an_initial_state_is_learned(framework):
+    cell = lstmjax.learned_state(lstmjax.lstm(H))
+    model = recurrent(framework, cell, bidirectional=True)
+    none = np.zeros(B, np.int32)
+    (carry,), slopes = compiled(
+        lambda params: [
+            model.replaced(params)(XS, seq_lengths=none)[0],
+            jax.grad(lambda params: model.replaced(params)(XS)[1].sum())(params),
+        ],
+        model.params,
+    )
+    for params, state, slope in zip(model.params[0], carry, slopes[0], strict=True):
+        chex.assert_trees_all_equal(state, jax.tree.map(lambda leaf: np.tile(leaf, (B, 1)), params.state))
+        assert all(np.abs(leaf).min() > 0 for leaf in slope.state)
+    if framework == "nnx":
+        chex.assert_trees_all_equal(model.module.initialize_carry((B,)), (carry,))
+    else:
+        with pytest.raises(ValueError, match="the cell learns its initial state"):
+            model.module.initialize_carry((B,))
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_bad_modules_of_any_cell(framework, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as users run it
+    with pytest.raises(TypeError, match="cell is a GRUParams; wanted a Cell, such as"):
+        recurrent(framework, weights("gru"))
+    with pytest.raises(ValueError, match="merge is 'add'; wanted 'concatenate', 'sum', 'mean', 'product'"):
+        recurrent(framework, lstmjax.gru(H), bidirectional=True, merge="add")(XS)
+    if framework == "linen":
+        with pytest.raises(ValueError, match="deterministic is None; wanted True, to evaluate, or False"):
+            recurrent(framework, lstmjax.zoneout(lstmjax.gru(H), 0.5))(XS)
+        with pytest.raises(ValueError, match="in_features is None; wanted a number"):
+            our_linen.Recurrent(symbols()).init(KEY, np.zeros((B, T), np.int32))
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
@@ -435,7 +583,7 @@ def test_a_sequence_module_is_cells_in_flax_s_wrappers(framework):
         expected = XS
         for ahead, back in params:
             expected = cell(ahead).bidirectional(cell(back))(expected, seq_lengths=LENGTHS)
-        return model.replaced(params)(XS, lengths=LENGTHS)[1], expected
+        return model.replaced(params)(XS, seq_lengths=LENGTHS)[1], expected
 
     ys, expected = compiled(both_ways, model.params)
     # Flax leaves numbers behind a row's end, and this library zeros.
@@ -490,19 +638,22 @@ class TestSequence:
         by_core = lstmjax.unroll(lstmjax.rnn(H, activation=jax.nn.relu), model.params[0], XS.swapaxes(0, 1))[1]
         chex.assert_trees_all_close(model(XS)[1], np.asarray(by_core).swapaxes(0, 1), atol=1e-6)
 
-    def test_dropout_takes_a_key(self, framework):
+    def test_dropout_between_layers(self, framework):
         model = sequence(framework, "GRU", num_layers=2, dropout_rate=0.5)
         without = sequence(framework, "GRU", num_layers=2).replaced(model.params)
-        key, other = jax.random.key(2), jax.random.key(3)
-        run = jax.jit(lambda key: model(XS, dropout_key=key))
-        plain, bare = compiled(lambda: [model(XS), without(XS)])
-        first, again, another = run(key), run(key), run(other)
-        chex.assert_trees_all_equal(plain, bare)
-        chex.assert_trees_all_equal(first, again)
-        assert (np.asarray(first[1]) != plain[1]).any()
-        assert (np.asarray(first[1]) != np.asarray(another[1])).any()
-        with pytest.raises(ValueError, match=r"dropout_rate is 0.0 with a dropout_key"):
-            without(XS, dropout_key=key)
+
+        def ways(params):
+            (final, ys), key = model.replaced(params).trained(XS, KEY)
+            carry, wanted = lstmjax.unroll_stack(
+                [lstmjax.gru(H)] * 2, params, XS.swapaxes(0, 1), dropout_rate=0.5, dropout_key=key
+            )
+            evaluated = model.replaced(params)(XS, deterministic=True)
+            return (final, ys), (carry, wanted.swapaxes(0, 1)), evaluated, without.replaced(params)(XS)
+
+        trained, wanted, evaluated, bare = compiled(ways, model.params)
+        chex.assert_trees_all_close(trained, wanted, atol=1e-6)
+        chex.assert_trees_all_equal(evaluated, bare)
+        assert (trained[1] != bare[1]).any()
 
     def test_half_precision(self, framework):
         full = sequence(framework, "LSTM", num_layers=2)

@@ -15,7 +15,8 @@ from flax.core import freeze
 from flax.training.train_state import TrainState
 
 import lstmjax
-from lstmjax.nn.linen import GRU, LSTM, RNN, GRUCell, LSTMCell, OptimizedLSTMCell, SimpleCell
+from lstmjax.nn.linen import GRU, LSTM, RNN, ConvLSTMCell, GRUCell, LSTMCell, MGUCell, OptimizedLSTMCell, SimpleCell
+from tests.cells import compiled
 
 T, B, I, H = 4, 2, 3, 4
 KEY = jax.random.key(0)
@@ -28,7 +29,7 @@ def test_the_two_names_of_the_lstm_are_one():
 
 
 def test_fields_have_flax_s_order():
-    for cell in CELLS:
+    for cell in [*CELLS, MGUCell, ConvLSTMCell]:
         ours, theirs = (dataclasses.fields(c) for c in (cell, getattr(linen, cell.__name__)))
         assert [field.name for field in ours] == [field.name for field in theirs]
 
@@ -79,6 +80,108 @@ class TestCell:
         assert y.shape == (3, B, H)
         assert jax.vmap(cell.params_from)(variables).w_h.shape[0] == 3
         assert len(np.unique(variables["params"]["w_x"][:, 0, 0])) == 3
+
+
+def drawn(tree, seed=0):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda s: jnp.asarray((rng.normal(size=s.shape) / 2).astype(s.dtype)), tree)
+
+
+def mgu_params(theirs):
+    """The core's parameters of Flax's own minimal gated unit, read without this library's help."""
+    dense = [[theirs[way + gate]["kernel"] for gate in "fn"] for way in "ih"]
+    w_x, w_h = (np.concatenate(kernels, -1) for kernels in dense)
+    b = np.concatenate([theirs["if"]["bias"], theirs["in"]["bias"]])
+    if "bias" in theirs["hn"]:
+        return lstmjax.cells.MGUParams(w_x, w_h, b, theirs["hn"]["bias"])
+    return lstmjax.cells.build.GatedParams(w_x, w_h, b)
+
+
+def conv_params(theirs):
+    """Likewise; Flax's gates are i, g, f, o, it has two biases, and 1 more for the forget gate."""
+
+    def reordered(array):
+        i, g, f, o = np.split(array, 4, -1)
+        return np.concatenate([i, f, g, o], -1)
+
+    bias = np.repeat([0, 1, 0, 0], H).astype(np.float32)
+    if "bias" in theirs["ih"]:
+        bias += reordered(theirs["ih"]["bias"]) + reordered(theirs["hh"]["bias"])
+    return lstmjax.cells.ConvLSTMParams(*(reordered(theirs[way]["kernel"]) for way in ("ih", "hh")), bias)
+
+
+DROP_INS = {
+    "mgu": (MGUCell, linen.MGUCell, {}, (B, I), mgu_params),
+    "mgu, other activations": (
+        MGUCell, linen.MGUCell, {"gate_fn": jax.nn.hard_sigmoid, "activation_fn": jax.nn.soft_sign}, (B, I), mgu_params
+    ),
+    "mgu without reset gate": (MGUCell, linen.MGUCell, {"reset_gate": False}, (B, I), mgu_params),
+    "signal": (ConvLSTMCell, linen.ConvLSTMCell, {"kernel_size": (3,)}, (5, B, 6, I), conv_params),
+    "image": (ConvLSTMCell, linen.ConvLSTMCell, {"kernel_size": (2, 3), "strides": (1, 1)}, (B, 4, 5, I), conv_params),
+    "image without biases": (
+        ConvLSTMCell, linen.ConvLSTMCell, {"kernel_size": (3, 1), "use_bias": False}, (B, 3, 3, I), conv_params
+    ),
+    "image on a torus": (
+        ConvLSTMCell, linen.ConvLSTMCell, {"kernel_size": (3, 4), "padding": "CIRCULAR"}, (B, 5, 5, I), conv_params
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DROP_INS)
+def test_a_cell_in_place_of_linen_s(name):
+    ours, theirs, options, shape, converted = DROP_INS[name]
+    ours, theirs = ours(H, **options), theirs(H, **options)
+    assert ours.num_feature_axes == theirs.num_feature_axes
+    x = drawn(jax.ShapeDtypeStruct(shape, jnp.float32), 1)
+    carry = theirs.initialize_carry(KEY, shape)
+    chex.assert_trees_all_equal(ours.initialize_carry(KEY, shape), carry)
+    like, made = jax.eval_shape(lambda: (theirs.init(KEY, carry, x), ours.init(KEY, carry, x)))
+    variables, carry = drawn(like), drawn(carry, 2)
+    params = converted(variables["params"])
+    replaced = ours.variables_from(params)
+    chex.assert_trees_all_equal_shapes_and_dtypes(replaced, made)
+    chex.assert_trees_all_equal(ours.params_from(replaced), params)
+    got, wanted = compiled(
+        lambda *args: [ours.apply(args[0], *args[2:]), theirs.apply(*args[1:])], replaced, variables, carry, x
+    )
+    chex.assert_trees_all_close(got, wanted, atol=1e-6)
+
+
+def test_a_convolution_in_flax_s_rnn():
+    cell, images = ConvLSTMCell(H, (3, 3)), drawn(jax.ShapeDtypeStruct((B, T, 4, 4, I), jnp.float32))
+    layer = linen.RNN(cell, return_carry=True)
+    variables = drawn(jax.eval_shape(lambda: layer.init(KEY, images)))
+    params = cell.params_from({"params": variables["params"]["cell"]})
+
+    def both(params, images):
+        state, ys = lstmjax.unroll(lstmjax.conv_lstm(H, (4, 4)), params, images.swapaxes(0, 1))
+        return layer.apply(variables, images), (tuple(state), ys.swapaxes(0, 1))
+
+    chex.assert_trees_all_close(*compiled(both, params, images), atol=1e-6)
+
+
+def test_where_drop_ins_begin():
+    cell = MGUCell(H)
+    carry = cell.initialize_carry(KEY, (B, I))
+    params = cell.params_from(cell.init(KEY, carry, XS[:, 0]))
+    assert params.b.tolist() == [1] * H + [0] * H
+    assert not params.b_n.any()
+    cell = ConvLSTMCell(H, (3,))
+    params = cell.params_from(cell.init(KEY, cell.initialize_carry(KEY, XS.shape), XS))
+    assert params.b.tolist() == [0] * H + [1] * H + [0] * 2 * H
+
+
+def test_what_a_convolution_cannot_be(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as users run it
+    carry = ConvLSTMCell(H, (3,)).initialize_carry(KEY, XS.shape)
+    with pytest.raises(ValueError, match=r"strides are \(2,\); wanted None, or ones"):
+        ConvLSTMCell(H, (3,), strides=(2,)).init(KEY, carry, XS)
+    with pytest.raises(ValueError, match="padding is 'VALID'; wanted 'SAME' or 'CIRCULAR'"):
+        ConvLSTMCell(H, (3,), padding="VALID").init(KEY, carry, XS)
+    cell = ConvLSTMCell(H, (3,), use_bias=False)
+    params = cell.params_from(cell.init(KEY, carry, XS))
+    with pytest.raises(ValueError, match=r"params.b is .*; wanted .*, which is fixed without use_bias"):
+        cell.variables_from(params._replace(b=params.b + 1))
 
 
 @pytest.fixture
@@ -158,8 +261,8 @@ def test_jit_grad_vmap_remat():
 
 class Classifier(linen.Module):
     @linen.compact
-    def __call__(self, xs, key=None):
-        _, ys = GRU(H, num_layers=2, dropout_rate=0.1, name="recurrent")(xs, dropout_key=key)
+    def __call__(self, xs, deterministic=True):
+        _, ys = GRU(H, num_layers=2, dropout_rate=0.1, name="recurrent")(xs, deterministic=deterministic)
         return linen.Dense(1)(linen.RNN(LSTMCell(H))(ys)[:, -1])
 
 
@@ -170,7 +273,7 @@ def trained(steps=12):
     @jax.jit
     def train_step(state, key):
         def loss(params):
-            return ((state.apply_fn({"params": params}, XS, key) - XS[:, 0, :1]) ** 2).mean()
+            return ((state.apply_fn({"params": params}, XS, False, rngs={"dropout": key}) - XS[:, 0, :1]) ** 2).mean()
 
         value, grads = jax.value_and_grad(loss)(state.params)
         return state.apply_gradients(grads=grads), value

@@ -15,7 +15,7 @@ import pytest
 from flax import nnx
 
 import lstmjax
-from lstmjax.nn.nnx import GRU, LSTM, RNN, GRUCell, LSTMCell, OptimizedLSTMCell, SimpleCell
+from lstmjax.nn.nnx import GRU, LSTM, RNN, GRUCell, LSTMCell, OptimizedLSTMCell, Recurrent, SimpleCell
 
 T, B, I, H = 4, 2, 3, 4
 RNGS = nnx.Rngs(0)
@@ -153,12 +153,21 @@ def model():
     return LSTM(I, H, num_layers=2, rngs=nnx.Rngs(0))
 
 
-def test_no_random_state_is_kept(model):
+def test_random_state_is_kept_where_there_is_noise(model):
+    assert not jax.tree.leaves(nnx.state(model, nnx.RngState))
+    assert len(nnx.to_flat_state(nnx.state(model, nnx.Not(nnx.Param)))) == 0
     dropping = LSTM(I, H, num_layers=2, dropout_rate=0.5, rngs=nnx.Rngs(0))
-    for module in (model, dropping):
-        dropping(XS, dropout_key=jax.random.key(0))
-        assert not jax.tree.leaves(nnx.state(module, nnx.RngState))
-        assert len(nnx.to_flat_state(nnx.state(module, nnx.Not(nnx.Param)))) == 0
+    noisy = Recurrent(lstmjax.zoneout(lstmjax.gru(H), 0.5), I, rngs=nnx.Rngs(0))
+    for module in (dropping, noisy):
+        assert jax.tree.leaves(nnx.state(module, nnx.RngState))
+        first, second = module(XS)[1], module(XS)[1]
+        assert (first != second).any()
+        module.eval()  # Flax's own switch
+        chex.assert_trees_all_equal(module(XS), module(XS))
+        module.train()
+        assert (module(XS)[1] != module(XS)[1]).any()
+        twice = [nnx.jit(lambda module: module(XS)[1])(module) for _ in range(2)]
+        assert (twice[0] != twice[1]).any()
 
 
 def test_equal_modules_share_a_graph(model):
@@ -219,8 +228,8 @@ class Classifier(nnx.Module):
         self.cell = nnx.RNN(LSTMCell(H, H, rngs=rngs), rngs=False)
         self.readout = nnx.Linear(H, 1, rngs=rngs)
 
-    def __call__(self, xs, key=None):
-        _, ys = self.recurrent(xs, dropout_key=key)
+    def __call__(self, xs):
+        _, ys = self.recurrent(xs)
         return self.readout(self.cell(ys)[:, -1])
 
 
@@ -229,12 +238,12 @@ def trained(steps=12):
     optimizer = nnx.Optimizer(model, optax.sgd(0.1), wrt=nnx.Param)
 
     @nnx.jit
-    def train_step(model, optimizer, key):
-        loss, grads = nnx.value_and_grad(lambda model: ((model(XS, key) - XS[:, 0, :1]) ** 2).mean())(model)
+    def train_step(model, optimizer):
+        loss, grads = nnx.value_and_grad(lambda model: ((model(XS) - XS[:, 0, :1]) ** 2).mean())(model)
         optimizer.update(model, grads)
         return loss
 
-    return model, [train_step(model, optimizer, jax.random.key(step)) for step in range(steps)]
+    return model, [train_step(model, optimizer) for _ in range(steps)]
 
 
 def test_training_and_a_checkpoint(tmp_path):

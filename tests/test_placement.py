@@ -39,7 +39,7 @@ def modules():
     graph, params = nnx.split(module)
 
     def of(params, xs, lengths, resets):
-        final, ys = nnx.merge(graph, params)(xs, lengths=lengths, resets=resets)
+        final, ys = nnx.merge(graph, params)(xs, seq_lengths=lengths, resets=resets)
         return jnp.sin(ys).sum(), (final, ys)
 
     return params, jax.value_and_grad(of, has_aux=True)

@@ -1,7 +1,8 @@
-"""Modules for Flax Linen: cells in place of ``flax.linen``'s own, and whole recurrent layers.
+"""Modules for Flax Linen: cells in place of ``flax.linen``'s own, and recurrent layers of any cell.
 
-Cells take the fields, carries and calls of ``linen.LSTMCell``, ``linen.OptimizedLSTMCell``, ``linen.GRUCell`` and
-``linen.SimpleCell``, and compute the same values from the same weights. What differs is what is kept, and how drawn:
+Cells take the fields, carries and calls of ``linen.LSTMCell``, ``linen.OptimizedLSTMCell``, ``linen.GRUCell``,
+``linen.MGUCell``, ``linen.ConvLSTMCell`` and ``linen.SimpleCell``, and compute the same values from the same weights.
+What differs is what is kept, and how drawn:
 
 * Parameters are the core's, ``w_x [I, 4H]``, ``w_h [H, 4H]``, ``b [4H]``, in place of a kernel for each gate; each
   gate's block is still drawn by itself, and so orthogonal. ``params_from`` and ``variables_from`` lead to the core's
@@ -11,27 +12,38 @@ Cells take the fields, carries and calls of ``linen.LSTMCell``, ``linen.Optimize
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from functools import partial, reduce
+from operator import getitem
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as flax_linen
 from flax.core import meta, unfreeze
 from flax.linen.dtypes import promote_dtype
+from flax.traverse_util import unflatten_dict
 from jaxtyping import Array
 
-from lstmjax.cells import Cell
+from lstmjax import init as initializers
+from lstmjax.cells import Cell, ConvLSTMParams, GRUState, LSTMState, MGUParams, conv_lstm, mgu
+from lstmjax.cells.base import forget_bias_init
+from lstmjax.cells.build import GatedParams, Parts
 from lstmjax.checks import whole_number
 from lstmjax.gates import sigmoid, tanh
 from lstmjax.nn import common
-from lstmjax.nn.common import KERNEL_INIT, RECURRENT_KERNEL_INIT
-from lstmjax.typing import Initializer, Key, Params, Shape, State
-from lstmjax.unroll import Implementation
+from lstmjax.nn.common import KERNEL_INIT, RECURRENT_KERNEL_INIT, described
+from lstmjax.stack import Merge
+from lstmjax.typing import Initializer, Key, Params, Shape
 
 
 class _WithParams:
     """The way from variables to the core's parameters and back."""
+
+    if TYPE_CHECKING:
+        in_features: Any
+        param_dtype: Any
 
     def params_from(self, variables: Any) -> Params:
         """The core's parameters out of variables.
@@ -47,7 +59,8 @@ class _WithParams:
             TypeError: a dtype is not ``param_dtype``.
         """
         named = unfreeze(meta.unbox(variables))["params"]
-        return self._unnamed(common.fitting(named, self._named(self._like(named)), "variables['params']"))
+        like = self._like(named)
+        return self._unnamed(common.fitting(named, self._named(like), "variables['params']"), like)
 
     def variables_from(self, params: Params) -> dict[str, Any]:
         """Variables out of the core's parameters, such as converted weights.
@@ -66,10 +79,20 @@ class _WithParams:
 
     def _like(self, given: Any) -> Params:
         """What this module's parameters look like, for as many input features as are given: it does not know them."""
-        for path, leaf in jax.tree.leaves_with_path(given):
-            if "w_x" in jax.tree_util.keystr(path[-1:]) and jnp.ndim(leaf) == 2:
-                return self._abstract(leaf.shape[0])
+        if getattr(self, "in_features", None) is not None:
+            return self._abstract(self.in_features)
+        shapes = [(_names(path), jnp.shape(leaf)) for path, leaf in jax.tree.leaves_with_path(given)]
+        one, two = (common.abstract(self._cell(), n, self.param_dtype) for n in (1, 2))
+        for (path, of_one), of_two in zip(jax.tree.leaves_with_path(one), jax.tree.leaves(two), strict=True):
+            # The first that ends like this is of the first layer.
+            shape = next((shape for names, shape in shapes if names[len(names) - len(path) :] == _names(path)), ())
+            for size, n, m in zip(shape, of_one.shape, of_two.shape, strict=False):
+                if n != m:
+                    return self._abstract(max(1 + (size - n) // (m - n), 0))
         return self._abstract(1)
+
+    def _cell(self) -> Cell:
+        raise NotImplementedError
 
     def _abstract(self, in_features: int) -> Params:
         raise NotImplementedError
@@ -77,30 +100,12 @@ class _WithParams:
     def _named(self, params: Params) -> dict[str, Any]:
         raise NotImplementedError
 
-    def _unnamed(self, named: dict[str, Any]) -> Params:
+    def _unnamed(self, named: dict[str, Any], like: Params) -> Params:
         raise NotImplementedError
 
 
-class _Cell(_WithParams, flax_linen.RNNCellBase):
-    kind: ClassVar[common.Kind]
-
-    @flax_linen.compact
-    def __call__(self, carry: Any, inputs: Any) -> tuple[Any, Array]:
-        """One step.
-
-        Args:
-            carry: (c, h) for an LSTM, h for the others, each ``[*B, H]``.
-            inputs: ``[*B, I]``.
-
-        Returns:
-            The new carry, of the kind and dtype it came in, and the output ``[*B, H]``, the new h.
-        """
-        cell = self._core()
-        parts = self._parts(jnp.shape(inputs)[-1])
-        params = [self.param(name, draw, shape, self.param_dtype) for name, (draw, shape) in parts.items()]
-        inputs, *params = promote_dtype(inputs, *params, dtype=self.dtype)
-        residual = getattr(self, "residual", False)
-        return common.step(self.kind, cell, self.kind.params(*params), carry, inputs, residual)
+class _Cell(_WithParams, common.OneStep, flax_linen.RNNCellBase):
+    __call__ = flax_linen.compact(common.OneStep.__call__)
 
     @flax_linen.nowrap
     def initialize_carry(self, rng: Key, input_shape: Shape) -> Any:
@@ -118,33 +123,46 @@ class _Cell(_WithParams, flax_linen.RNNCellBase):
         shape = (*input_shape[:-1], whole_number("features", self.features))
         return common.draw_carry(self.kind, self.carry_init, keys, shape, self.param_dtype)
 
-    @property
-    def num_feature_axes(self) -> int:
-        """How many trailing axes of an input are features, which is one."""
-        return 1
+    @flax_linen.nowrap
+    def _operands(self, inputs: Any) -> tuple[Cell, Params, Array]:
+        cell, in_features = self._cell(), jnp.shape(inputs)[-1]
+        params = self._params_of(
+            {
+                name: self.param(name, draw, tuple(in_features if n is None else n for n in shape), self.param_dtype)
+                for name, draw, shape in self._parts()
+            }
+        )
+        inputs, *leaves = promote_dtype(inputs, *params, dtype=self.dtype)
+        return cell, type(params)(*leaves), inputs
 
     @flax_linen.nowrap
-    def _core(self) -> Cell:
+    def _cell(self) -> Cell:
         activations = {"activation": self.activation_fn}
         if hasattr(self, "gate_fn"):
             activations["gate_activation"] = self.gate_fn
         return self.kind.build(whole_number("features", self.features), **activations)
 
     @flax_linen.nowrap
-    def _parts(self, in_features: int) -> dict[str, Any]:
-        inits = (self.kernel_init, self.recurrent_kernel_init, self.bias_init)
-        return common.blueprint(self.kind, in_features, self.features, *inits)
+    def _parts(self) -> Parts:
+        """How each variable is drawn."""
+        inits = self.kernel_init, self.recurrent_kernel_init, self.bias_init
+        return common.dense_parts(self.kind, self.features, *inits)
 
     @flax_linen.nowrap
     def _abstract(self, in_features: int) -> Params:
-        return common.abstract(self.kind, self._parts(in_features), self.param_dtype)
+        return common.abstract(self._cell(), in_features, self.param_dtype)
 
     @flax_linen.nowrap
     def _named(self, params: Params) -> dict[str, Any]:
         return params._asdict()
 
     @flax_linen.nowrap
-    def _unnamed(self, named: dict[str, Any]) -> Params:
+    def _unnamed(self, named: dict[str, Any], like: Params) -> Params:
+        del like
+        return self._params_of(named)
+
+    @flax_linen.nowrap
+    def _params_of(self, named: dict[str, Any]) -> Params:
         return self.kind.params(**named)
 
 
@@ -160,6 +178,7 @@ class _GatedCell(_Cell):
     carry_init: Initializer = jax.nn.initializers.zeros
 
 
+@described
 class LSTMCell(_GatedCell):
     """An LSTM cell, in place of ``linen.LSTMCell`` and ``linen.OptimizedLSTMCell``.
 
@@ -170,11 +189,7 @@ class LSTMCell(_GatedCell):
         features: H, the number of hidden units.
         gate_fn: elementwise, for the three gates.
         activation_fn: elementwise, for the candidate and on the way out of the cell state.
-        kernel_init: draws ``[I, H]`` for each gate.
-        recurrent_kernel_init: draws ``[H, H]`` for each gate.
-        bias_init: draws ``[4H]``; zeros, the forget bias included, unless told.
-        dtype: of the computation, inputs and parameters cast to it; None: promoted from them.
-        param_dtype: of the parameters, and of the carries that ``initialize_carry`` makes.
+        {cell}
         carry_init: draws the leaves of a first carry.
 
     Raises:
@@ -239,158 +254,307 @@ class SimpleCell(_Cell):
     residual: bool = False
 
 
-class _Sequence(_WithParams, flax_linen.Module):
+class MGUCell(_Cell):
+    """A minimal gated unit, in place of ``linen.MGUCell``: see :func:`lstmjax.mgu`.
+
+    Args and Raises are those of :class:`LSTMCell`, ``gate_fn`` for the one gate, ``activation_fn`` for the candidate,
+    and two initialisers of biases, each ``[H]``, in place of one.
+
+    Args:
+        forget_bias_init: draws the gate's; default ones.
+        activation_bias_init: draws the candidate's two; default zeros.
+        reset_gate: whether the gate acts on the candidate. Without it there is no ``b_n``.
+
+    >>> cell = MGUCell(4)
+    >>> carry = cell.initialize_carry(jax.random.key(0), (2, 3))
+    >>> variables = cell.init(jax.random.key(1), carry, jnp.ones((2, 3)))
+    >>> cell.params_from(variables).b.tolist()
+    [1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
+    """
+
+    kind = common.Kind(mgu, MGUParams, GRUState, 2)
+
+    features: int
+    gate_fn: Callable[..., Any] = sigmoid
+    activation_fn: Callable[..., Any] = tanh
+    kernel_init: Initializer = KERNEL_INIT
+    recurrent_kernel_init: Initializer = RECURRENT_KERNEL_INIT
+    forget_bias_init: Initializer = jax.nn.initializers.ones
+    activation_bias_init: Initializer = jax.nn.initializers.zeros
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+    carry_init: Initializer = jax.nn.initializers.zeros
+    reset_gate: bool = True
+
+    @flax_linen.nowrap
+    def _cell(self) -> Cell:
+        size, gate = whole_number("features", self.features), self.gate_fn
+        return mgu(size, reset_gate=self.reset_gate, gate_activation=gate, activation=self.activation_fn)
+
+    @flax_linen.nowrap
+    def _parts(self) -> Parts:
+        biases = common.side_by_side(self.forget_bias_init, self.activation_bias_init)
+        parts = common.dense_parts(self.kind, self.features, self.kernel_init, self.recurrent_kernel_init, biases)
+        return parts if self.reset_gate else parts[:3]
+
+    @flax_linen.nowrap
+    def _params_of(self, named: dict[str, Any]) -> Params:
+        return (MGUParams if self.reset_gate else GatedParams)(**named)
+
+
+class ConvLSTMCell(_Cell):
+    """A convolutional LSTM cell, in place of ``linen.ConvLSTMCell``: see :func:`lstmjax.conv_lstm`.
+
+    Inputs are ``[*B, *S, I]`` with as many spatial axes as kernel_size has numbers; carries (c, h) are ``[*B, *S, H]``.
+    The constant 1 that Flax adds to the forget gate is in ``b`` here: its forget bias starts at 1.
+
+    Args:
+        features: H, the number of features at every place.
+        kernel_size: K, one to three numbers.
+        strides: None, or ones: with others a state would not keep its size.
+        padding: ``"SAME"`` or ``"CIRCULAR"``, which keep a state's size.
+        use_bias: whether ``b`` is a variable; otherwise it stays as it starts.
+        dtype: of the computation, inputs and parameters cast to it; None: promoted from them.
+        param_dtype: of the parameters, and of the carries that ``initialize_carry`` makes.
+        carry_init: draws the leaves of a first carry.
+
+    Raises:
+        ValueError: when called: a size is not a positive whole number, or strides or padding are others.
+
+    >>> cell = ConvLSTMCell(4, (3, 3))
+    >>> carry = cell.initialize_carry(jax.random.key(0), (2, 8, 8, 3))
+    >>> (carry, y), variables = cell.init_with_output(jax.random.key(1), carry, jnp.ones((2, 8, 8, 3)))
+    >>> y.shape, variables["params"]["w_h"].shape
+    ((2, 8, 8, 4), (3, 3, 4, 16))
+    """
+
+    kind = common.Kind(conv_lstm, ConvLSTMParams, LSTMState, 4)
+
+    features: int
+    kernel_size: Sequence[int]
+    strides: Sequence[int] | None = None
+    padding: str | Sequence[tuple[int, int]] = "SAME"
+    use_bias: bool = True
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+    carry_init: Initializer = jax.nn.initializers.zeros
+
+    @property
+    def num_feature_axes(self) -> int:
+        """How many trailing axes of an input are features: those of space, and one."""
+        return len(self.kernel_size) + 1
+
+    @flax_linen.nowrap
+    def variables_from(self, params: Params) -> dict[str, Any]:  # noqa: D102  # as above, and checks what it leaves out
+        variables = super().variables_from(params)
+        if not (self.use_bias or np.array_equal(params.b, self._first_bias())):
+            raise ValueError(f"params.b is {params.b}; wanted {self._first_bias()}, which is fixed without use_bias")
+        return variables
+
+    @flax_linen.nowrap
+    def _cell(self) -> Cell:
+        if any(n != 1 for n in self.strides or ()):
+            raise ValueError(f"strides are {self.strides}; wanted None, or ones, with which a state keeps its size")
+        space = (1,) * len(self.kernel_size)  # of no matter to a step
+        size = whole_number("features", self.features)
+        return self.kind.build(size, space, kernel_size=tuple(self.kernel_size), padding=self.padding)
+
+    @flax_linen.nowrap
+    def _parts(self) -> Parts:
+        width, kernel = 4 * self.features, tuple(self.kernel_size)
+        parts = (
+            ("w_x", KERNEL_INIT, (*kernel, None, width)),
+            ("w_h", KERNEL_INIT, (*kernel, self.features, width)),
+            ("b", initializers.forget_bias(1.0), (width,)),
+        )
+        return parts if self.use_bias else parts[:2]
+
+    @flax_linen.nowrap
+    def _named(self, params: Params) -> dict[str, Any]:
+        return {name: leaf for name, leaf in params._asdict().items() if self.use_bias or name != "b"}
+
+    @flax_linen.nowrap
+    def _params_of(self, named: dict[str, Any]) -> Params:
+        return self.kind.params(**({} if self.use_bias else {"b": self._first_bias()}), **named)
+
+    @flax_linen.nowrap
+    def _first_bias(self) -> Array:
+        return initializers.forget_bias(1.0)(jax.random.key(0), (4 * self.features,), self.param_dtype)
+
+
+class _Sequence(_WithParams, common.Layers, flax_linen.Module):
+    _: dataclasses.KW_ONLY
+    num_layers: int = 1
+    bidirectional: bool = False
+    merge: Merge = "concatenate"
+    dropout_rate: float = 0.0
+    deterministic: bool | None = None
+    time_major: bool = False
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+
+    __call__ = flax_linen.compact(common.Layers.__call__)
+
+    @flax_linen.nowrap
+    def _params_to_begin(self, cell: Cell) -> tuple[Params, ...]:
+        if cell.start is not None:
+            raise ValueError(
+                "the cell learns its initial state, which is among the variables; wanted no initial_carry in the call, "
+                "or what cell.begin makes of params_from(variables)"
+            )
+        return self._each_layer(())
+
+    @flax_linen.nowrap
+    def _params(self, cell: Cell, xs: Any) -> tuple[Params, ...]:
+        sizes = self._sizes(cell, self._in_features(cell, xs))
+        like = common.abstract(cell, sizes[0], self.param_dtype)  # whose structure all have
+
+        def drawn(name: str, size: int) -> Params:
+            return _from_names(self.param(name, partial(_draw, cell, size, self.param_dtype)), like)
+
+        return tuple(
+            jax.tree.map(partial(drawn, size=size), names) for names, size in zip(self._names(), sizes, strict=True)
+        )
+
+    @flax_linen.nowrap
+    def _in_features(self, cell: Cell, xs: Any) -> int:
+        return jnp.shape(jax.tree.leaves(xs)[0])[-1]
+
+    @flax_linen.nowrap
+    def _draw_key(self) -> Key:
+        return self.make_rng("dropout")
+
+    @flax_linen.nowrap
+    def _names(self) -> tuple[Any, ...]:
+        """The names of each direction of each layer, in the form of the stack."""
+        layers = range(whole_number("num_layers", self.num_layers))
+        forward, backward = ([f"{way}_{depth}" for depth in layers] for way in ("forward", "backward"))
+        return common.stack_form(forward, backward if self.bidirectional else [])
+
+    @flax_linen.nowrap
+    def _abstract(self, in_features: int) -> Params:
+        cell = self._cell()
+        sizes = self._sizes(cell, in_features)
+        return tuple(
+            jax.tree.map(lambda _, size=size: common.abstract(cell, size, self.param_dtype), names)
+            for names, size in zip(self._names(), sizes, strict=True)
+        )
+
+    @flax_linen.nowrap
+    def _named(self, params: Params) -> dict[str, Any]:
+        names, structure = jax.tree.flatten(self._names())
+        return {name: _by_name(p) for name, p in zip(names, structure.flatten_up_to(params), strict=True)}
+
+    @flax_linen.nowrap
+    def _unnamed(self, named: dict[str, Any], like: Params) -> Params:
+        return jax.tree.map(lambda name, like: _from_names(named[name], like), self._names(), like)
+
+
+def _draw(cell: Cell, in_features: int, dtype: Any, key: Key) -> Any:
+    return _by_name(cell.init(key, in_features, dtype))
+
+
+def _by_name(params: Params) -> Any:
+    """A cell's parameters as dictionaries in one another; an array by itself stays one.
+
+    >>> _by_name({"rates": (jnp.zeros(2), jnp.ones(2))})["rates"]["1"]
+    Array([1., 1.], dtype=float32)
+    """
+    leaves = jax.tree.leaves_with_path(params, is_leaf=common.is_box)
+    return unflatten_dict({("", *_names(path)): leaf for path, leaf in leaves}).get("", {})
+
+
+def _from_names(named: Any, like: Params) -> Params:
+    return jax.tree.map_with_path(lambda path, _: reduce(getitem, _names(path), named), like)
+
+
+def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
+    return tuple(jax.tree_util.keystr((entry,), simple=True) for entry in path)
+
+
+@described
+class Recurrent(_Sequence):
+    """Layers of any cell over whole sequences: of the library, a wrapped one, or your own.
+
+    The parameters are named ``params/forward_0/w_x`` and so on, after the cell's own, and ``backward_0`` where
+    bidirectional. Where there is noise, of a cell such as ``lstmjax.zoneout(cell, 0.1)`` or dropout between layers, it
+    is as in Flax: ``deterministic`` must be said, and the keys are those of the stream ``dropout``.
+
+    Args:
+        cell: a :class:`lstmjax.Cell`, the same in every layer and direction, each with parameters of its own; all other
+            arguments go by name.
+        in_features: I; default the last axis of the inputs, which those of a cell that reads symbols do not have.
+        {sequence}
+
+    Raises:
+        ValueError: when called: a size is not a positive whole number.
+        TypeError: when called: cell is no Cell.
+
+    >>> import lstmjax
+    >>> model = Recurrent(lstmjax.zoneout(lstmjax.learned_state(lstmjax.mgu(4)), 0.1))
+    >>> variables = model.init(jax.random.key(0), jnp.ones((2, 10, 3)), deterministic=True)
+    >>> key = jax.random.key(1)
+    >>> (last,), ys = model.apply(variables, jnp.ones((2, 10, 3)), deterministic=False, rngs={"dropout": key})
+    >>> last.h.shape, ys.shape, variables["params"]["forward_0"]["state"]["h"].shape
+    ((2, 4), (2, 10, 4), (4,))
+    """
+
+    cell: Cell
+    _: dataclasses.KW_ONLY
+    in_features: int | None = None
+
+    @flax_linen.nowrap
+    def _cell(self) -> Cell:
+        return common.checked(self.cell)
+
+    @flax_linen.nowrap
+    def _in_features(self, cell: Cell, xs: Any) -> int:
+        if self.in_features is not None:
+            return whole_number("in_features", self.in_features, 0)
+        if not cell.num_feature_axes:
+            raise ValueError("in_features is None; wanted a number, since the cell's inputs have no axis that says it")
+        return super()._in_features(cell, xs)
+
+
+class _Dense(_Sequence):
     kind: ClassVar[common.Kind]
 
     features: int
     _: dataclasses.KW_ONLY
-    num_layers: int = 1
-    bidirectional: bool = False
-    dropout_rate: float = 0.0
-    time_major: bool = False
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
     kernel_init: Initializer = KERNEL_INIT
     recurrent_kernel_init: Initializer = RECURRENT_KERNEL_INIT
     bias_init: Initializer | None = None
 
-    @flax_linen.compact
-    def __call__(
-        self,
-        xs: Any,
-        *,
-        lengths: Any = None,
-        mask: Any = None,
-        resets: Any = None,
-        initial_carry: Any = None,
-        dropout_key: Key | None = None,
-        remat_block: int | None = None,
-        scan_unroll: int | None = None,
-        implementation: Implementation = None,
-    ) -> tuple[tuple[State, ...], Array]:
-        """Runs a sequence.
-
-        Args:
-            xs: ``[*B, T, I]``, or ``[T, *B, I]`` where time-major; any number of batch axes, floating.
-            lengths: ``[*B]`` whole numbers from 0 to T: how many steps each row takes.
-            mask: booleans of the axes of xs but the last. Where False, the step is skipped.
-            resets: likewise. Where True, the state is zero again before the step.
-            initial_carry: as ``initialize_carry`` makes it, or a call returned it; zero unless given. Its dtypes are
-                kept throughout.
-            dropout_key: drops between layers, at ``dropout_rate``. Without it there is no dropout.
-            remat_block: as for :func:`lstmjax.unroll`.
-            scan_unroll: as for :func:`lstmjax.unroll`.
-            implementation: as for :func:`lstmjax.unroll`.
-
-        Returns:
-            The carry after each row's last step, one state a layer, a pair where bidirectional; and the outputs of the
-            last layer, ``[*B, T, H]`` or ``[T, *B, H]``, 2H where bidirectional, zero where a step was skipped.
-
-        Raises:
-            ValueError: an argument has the wrong shape, structure or value; or a key is given and the rate is 0.
-            TypeError: an argument has the wrong dtype.
-        """
-        stack = self._stack()
-        parts = self._parts(jnp.shape(xs)[-1])
-        named = {name: self.param(name, self._draw(parts_of_one)) for name, parts_of_one in parts.items()}
-        return stack(
-            self._unnamed(named), xs, initial_carry=initial_carry, lengths=lengths, mask=mask, resets=resets,
-            dropout_key=dropout_key, remat_block=remat_block, scan_unroll=scan_unroll, implementation=implementation,
-        )  # fmt: skip
-
     @flax_linen.nowrap
-    def initialize_carry(self, batch_shape: Shape = ()) -> tuple[State, ...]:
-        """The carry before the first step, all zero.
-
-        Args:
-            batch_shape: the batch axes ``*B``.
-
-        Returns:
-            One state a layer, a pair where bidirectional, each leaf ``[*B, H]``, in ``param_dtype`` or float32,
-            whichever is wider.
-        """
-        return self._stack().initialize_carry(batch_shape)
-
-    @flax_linen.nowrap
-    def _stack(self) -> common.Stack:
+    def _cell(self) -> Cell:
+        hidden = whole_number("features", self.features)
         activations = {"activation": self.activation} if hasattr(self, "activation") else {}
-        cell = self.kind.build(whole_number("features", self.features), **activations)
-        return common.Stack(
-            cell, self.num_layers, self.bidirectional, self.dropout_rate,
-            self.time_major, self.dtype, self.param_dtype,
-        )  # fmt: skip
+        inits = self.kernel_init, self.recurrent_kernel_init, self._bias_init()
+        parts = common.dense_parts(self.kind, hidden, *inits)
+        return common.drawn_by(self.kind.build(hidden, **activations), self.kind, parts)
 
     @flax_linen.nowrap
-    def _names(self) -> tuple[Any, ...]:
-        """The parameters' names, in the form of the stack."""
-        forward, backward = ([f"{way}_{depth}" for depth in range(self.num_layers)] for way in ("forward", "backward"))
-        return common.stack_form(forward, backward if self.bidirectional else [])
-
-    @flax_linen.nowrap
-    def _parts(self, in_features: int) -> dict[str, Any]:
-        """What each direction of each layer is drawn from, by name."""
-        sizes = common.input_sizes(in_features, self.features, self.num_layers, self.bidirectional)
-        bias_init = common.stack_bias_init(self.kind, self.bias_init, getattr(self, "forget_bias", None))
-        inits = (self.kernel_init, self.recurrent_kernel_init, bias_init)
-        return {
-            name: common.blueprint(self.kind, size, self.features, *inits)
-            for names, size in zip(self._names(), sizes, strict=True)
-            for name in jax.tree.leaves(names)
-        }
-
-    @flax_linen.nowrap
-    def _draw(self, parts: dict[str, Any]) -> Callable[[Key], dict[str, Any]]:
-        def init(key: Key) -> dict[str, Any]:
-            keys = jax.random.split(key, len(parts))
-            drawn = zip(parts.items(), keys, strict=True)
-            return {name: draw(k, shape, self.param_dtype) for (name, (draw, shape)), k in drawn}
-
-        return init
-
-    @flax_linen.nowrap
-    def _abstract(self, in_features: int) -> Params:
-        parts = self._parts(in_features)
-        return jax.tree.map(lambda name: common.abstract(self.kind, parts[name], self.param_dtype), self._names())
-
-    @flax_linen.nowrap
-    def _named(self, params: Params) -> dict[str, Any]:
-        cells = jax.tree.leaves(params, is_leaf=lambda p: isinstance(p, self.kind.params))
-        return {name: p._asdict() for name, p in zip(jax.tree.leaves(self._names()), cells, strict=True)}
-
-    @flax_linen.nowrap
-    def _unnamed(self, named: dict[str, Any]) -> Params:
-        return jax.tree.map(lambda name: self.kind.params(**named[name]), self._names())
+    def _bias_init(self) -> Initializer:
+        return self.bias_init or initializers.zeros
 
 
-class LSTM(_Sequence, kw_only=True):
-    """LSTM layers over whole sequences.
+@described
+class LSTM(_Dense, kw_only=True):
+    """LSTM layers over whole sequences: :class:`Recurrent` of :func:`lstmjax.lstm`.
 
     The forget bias starts at 1, as that of :func:`lstmjax.lstm`; :class:`LSTMCell`'s starts at 0, as Flax's does.
-    Dropout takes a key as an argument, not from the collections of Linen: it acts only where the call is given a
-    ``dropout_key``. The parameters are named ``params/forward_0/w_x`` and so on, and ``backward_0`` where
-    bidirectional.
 
     Args:
         features: H, the number of hidden units; all other arguments go by name.
-        num_layers: layers, one over the outputs of another.
-        bidirectional: run each layer in both directions, and hand on 2H outputs.
-        dropout_rate: the share of each layer's outputs, the last's excepted, that is set to zero where the call is
-            given a ``dropout_key``; without one there is no dropout.
-        time_major: sequences are ``[T, *B, I]``, not ``[*B, T, I]``.
-        dtype: of the computation, inputs and parameters cast to it; None: promoted from them. The carry and the
-            outputs keep the dtype of ``initial_carry``; by default that is float32 at least.
-        param_dtype: of the parameters.
-        kernel_init: draws ``[I, H]`` for each gate.
-        recurrent_kernel_init: draws ``[H, H]`` for each gate.
-        bias_init: draws ``[4H]``, in place of ``forget_bias``.
-        forget_bias: the forget gate's initial bias, 1.0 unless told, as for :func:`lstmjax.lstm`; other biases are 0.
+        {dense}
+        options: those of :class:`Recurrent`.
 
     Raises:
         ValueError: when called: a size is not a positive whole number, or both forget_bias and bias_init are given.
 
     >>> model = LSTM(4, num_layers=2)
     >>> variables = model.init(jax.random.key(0), jnp.ones((2, 10, 3)))
-    >>> (first, last), ys = model.apply(variables, jnp.ones((2, 10, 3)), lengths=jnp.array([10, 7]))
+    >>> (first, last), ys = model.apply(variables, jnp.ones((2, 10, 3)), seq_lengths=jnp.array([10, 7]))
     >>> last.c.shape, ys.shape, model.params_from(variables)[1].w_x.shape
     ((2, 4), (2, 10, 4), (4, 16))
     """
@@ -399,9 +563,13 @@ class LSTM(_Sequence, kw_only=True):
 
     forget_bias: float | None = None
 
+    @flax_linen.nowrap
+    def _bias_init(self) -> Initializer:
+        return forget_bias_init(self.forget_bias, self.bias_init, "bias_init")
 
-class GRU(_Sequence, kw_only=True):
-    """GRU layers over whole sequences.
+
+class GRU(_Dense, kw_only=True):
+    """GRU layers over whole sequences: :class:`Recurrent` of :func:`lstmjax.gru`.
 
     Args and Raises are those of :class:`LSTM`, without ``forget_bias``; ``bias_init`` draws ``b [3H]``, and
     ``b_n`` as in :class:`GRUCell`; default zeros.
@@ -415,11 +583,10 @@ class GRU(_Sequence, kw_only=True):
     kind = common.GRU
 
 
-class RNN(_Sequence, kw_only=True):
-    """Vanilla RNN layers over whole sequences; Flax's ``linen.RNN`` is a scan over any cell.
+class RNN(_Dense, kw_only=True):
+    """Vanilla RNN layers over whole sequences; Flax's ``linen.RNN`` is a scan over any cell, as :class:`Recurrent` is.
 
-    Args and Raises are those of :class:`LSTM`, without ``forget_bias``; ``bias_init`` draws ``b [H]``, zeros unless
-    told.
+    Args and Raises are those of :class:`LSTM`, without ``forget_bias``; ``bias_init`` draws ``b [H]``, default zeros.
 
     Args:
         activation: φ, an elementwise function.

@@ -1,4 +1,4 @@
-"""Modules for Flax NNX: cells in place of ``flax.nnx``'s own, and whole recurrent layers.
+"""Modules for Flax NNX: cells in place of ``flax.nnx``'s own, and whole recurrent layers of any cell.
 
 Cells take the constructor arguments, carries and calls of ``nnx.LSTMCell``, ``nnx.OptimizedLSTMCell``, ``nnx.GRUCell``
 and ``nnx.SimpleCell``, and compute the same values from the same weights. What differs is what is kept, and how drawn:
@@ -24,12 +24,13 @@ from flax.nnx.nn.dtypes import promote_dtype as flax_promote_dtype
 from jaxtyping import Array
 
 from lstmjax.cells import Cell
+from lstmjax.cells.base import forget_bias_init
 from lstmjax.checks import whole_number
 from lstmjax.gates import sigmoid, tanh
 from lstmjax.nn import common
-from lstmjax.nn.common import KERNEL_INIT, RECURRENT_KERNEL_INIT
-from lstmjax.typing import Initializer, Key, Params, Shape, State
-from lstmjax.unroll import Implementation
+from lstmjax.nn.common import KERNEL_INIT, RECURRENT_KERNEL_INIT, described
+from lstmjax.stack import Merge
+from lstmjax.typing import Initializer, Key, Params, Shape
 
 NO_METADATA: Mapping[str, Any] = MappingProxyType({})
 
@@ -60,14 +61,15 @@ def _signature(cls: type) -> inspect.Signature:
     for base in cls.__mro__:
         if "__init__" in vars(base):
             _, *own = inspect.signature(vars(base)["__init__"]).parameters.values()
+            if parameters:  # ``**options`` hand on what goes by name
+                own = [p for p in own if p.kind in (p.KEYWORD_ONLY, p.VAR_KEYWORD)]
             parameters = {p.name: p for p in own if p.kind is not p.VAR_KEYWORD} | parameters
             if all(p.kind is not p.VAR_KEYWORD for p in own):
                 break
     return inspect.Signature(sorted(parameters.values(), key=lambda p: p.kind))
 
 
-class _Cell(_Module, flax_nnx.RNNCellBase):
-    kind: ClassVar[common.Kind]
+class _Cell(_Module, common.OneStep, flax_nnx.RNNCellBase):
     residual = False
 
     def __init__(
@@ -99,13 +101,11 @@ class _Cell(_Module, flax_nnx.RNNCellBase):
         self.carry_init = carry_init
         self.promote_dtype = promote_dtype
         self.rngs = rngs.carry.fork() if keep_rngs else flax_nnx.data(None)
-        _ = self.cell  # the core checks activations
 
+        inits = kernel_init, recurrent_kernel_init, bias_init
+        cell = common.drawn_by(self.cell, self.kind, common.dense_parts(self.kind, self.hidden_features, *inits))
         metadata = {"w_x": kernel_metadata, "w_h": recurrent_kernel_metadata}
-        sizes = self.in_features, self.hidden_features
-        parts = common.blueprint(self.kind, *sizes, kernel_init, recurrent_kernel_init, bias_init)
-        for name, (draw, shape) in parts.items():
-            drawn = draw(rngs.params(), shape, param_dtype)
+        for name, drawn in cell.init(rngs.params(), self.in_features, param_dtype)._asdict().items():
             setattr(self, name, flax_nnx.Param(drawn, **metadata.get(name, bias_metadata)))
 
     @property
@@ -124,18 +124,9 @@ class _Cell(_Module, flax_nnx.RNNCellBase):
         for name, value in common.fitting(params, self.params, "params")._asdict().items():
             getattr(self, name).set_value(value)
 
-    def __call__(self, carry: Any, inputs: Any) -> tuple[Any, Array]:
-        """One step.
-
-        Args:
-            carry: (c, h) for an LSTM, h for the others, each ``[*B, H]``.
-            inputs: ``[*B, I]``.
-
-        Returns:
-            The new carry, of the kind and dtype it came in, and the output ``[*B, H]``, the new h.
-        """
+    def _operands(self, inputs: Any) -> tuple[Cell, Params, Array]:
         inputs, *leaves = self.promote_dtype((inputs, *self.params), dtype=self.dtype)
-        return common.step(self.kind, self.cell, self.kind.params(*leaves), carry, inputs, self.residual)
+        return self.cell, self.kind.params(*leaves), inputs
 
     def initialize_carry(
         self,
@@ -168,12 +159,8 @@ class _Cell(_Module, flax_nnx.RNNCellBase):
             stream = stream.carry
         return common.draw_carry(self.kind, carry_init, [stream() for _ in range(leaves)], shape, self.param_dtype)
 
-    @property
-    def num_feature_axes(self) -> int:
-        """How many trailing axes of an input are features, which is one."""
-        return 1
 
-
+@described
 class LSTMCell(_Cell):
     """An LSTM cell, in place of ``nnx.LSTMCell`` and ``nnx.OptimizedLSTMCell``.
 
@@ -185,13 +172,9 @@ class LSTMCell(_Cell):
         hidden_features: H, the number of hidden units.
         gate_fn: elementwise, for the three gates.
         activation_fn: elementwise, for the candidate and on the way out of the cell state.
-        kernel_init: draws ``[I, H]`` for each gate.
-        recurrent_kernel_init: draws ``[H, H]`` for each gate.
-        bias_init: draws ``[4H]``; zeros, the forget bias included, unless told.
-        dtype: of the computation, inputs and parameters cast to it; None: promoted from them.
-        param_dtype: of the parameters, and of the carries that ``initialize_carry`` makes.
-        carry_init: draws the leaves of a first carry; zero unless given.
-        promote_dtype: ``(arrays, dtype=) -> arrays``, Flax's own unless told.
+        {cell}
+        carry_init: draws the leaves of a first carry; default zero.
+        promote_dtype: ``(arrays, dtype=) -> arrays``, default Flax's own.
         keep_rngs: keep a stream in the module for ``carry_init`` to draw from; deprecated in Flax, and here too.
         rngs: where parameters are drawn from, the stream ``params``; not kept.
         kernel_metadata: for the variable of ``w_x``, as ``nnx.Param`` takes it.
@@ -236,7 +219,7 @@ class GRUCell(_Cell):
 class SimpleCell(_Cell):
     """A vanilla RNN cell, in place of ``nnx.SimpleCell``.
 
-    Args and Raises are those of :class:`LSTMCell`, without ``gate_fn``; ``dtype`` is float32 unless told, as in Flax.
+    Args and Raises are those of :class:`LSTMCell`, without ``gate_fn``; ``dtype`` is by default float32, as in Flax.
 
     Args:
         residual: add h to its own pre-activation, h' = φ(x W_x + h W_h + b + h).
@@ -279,48 +262,71 @@ class SimpleCell(_Cell):
         )  # fmt: skip
 
 
-class _Sequence(_Module, flax_nnx.Module):
-    cell_type: ClassVar[type[_Cell]]
+@described
+class Recurrent(_Module, common.Layers, flax_nnx.Module):
+    """Layers of any cell over whole sequences: of the library, a wrapped one, or your own.
+
+    The parameters sit in the cell's own structure, ``forward[layer]`` and, where bidirectional, ``backward[layer]``,
+    an ``nnx.Param`` for each array. Where there is noise, of a cell such as ``lstmjax.zoneout(cell, 0.1)`` or dropout
+    between layers, the module keeps a stream of random keys; ``model.eval()`` turns noise off and ``model.train()`` on,
+    as they do in Flax.
+
+    Args:
+        cell: a :class:`lstmjax.Cell`, the same in every layer and direction, each with parameters of its own.
+        in_features: I, the number of input features.
+        {sequence}
+        rngs: where parameters are drawn from, the stream ``params``, which is not kept; and, only where there is noise,
+            its keys: a fork of the stream ``dropout``.
+
+    Raises:
+        ValueError: a size is not a positive whole number.
+        TypeError: cell is no Cell, or an argument is unknown or missing.
+
+    >>> import lstmjax
+    >>> from flax import nnx
+    >>> cell = lstmjax.zoneout(lstmjax.learned_state(lstmjax.mgu(4)), 0.1)
+    >>> model = Recurrent(cell, 3, num_layers=2, rngs=nnx.Rngs(0))
+    >>> (first, last), ys = model(jnp.ones((2, 10, 3)))
+    >>> last.h.shape, ys.shape, model.forward[0].state.h.shape
+    ((2, 4), (2, 10, 4), (4,))
+    >>> bool((model(jnp.ones((2, 10, 3)))[1] == ys).all())
+    False
+    """
 
     def __init__(
         self,
+        cell: Cell,
         in_features: int,
-        hidden_features: int,
         *,
         num_layers: int = 1,
         bidirectional: bool = False,
+        merge: Merge = "concatenate",
         dropout_rate: float = 0.0,
+        deterministic: bool = False,
         time_major: bool = False,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
-        kernel_init: Initializer = KERNEL_INIT,
-        recurrent_kernel_init: Initializer = RECURRENT_KERNEL_INIT,
-        bias_init: Initializer | None = None,
         rngs: flax_nnx.Rngs,
     ):
+        self.cell = common.checked(cell)
         self.in_features = whole_number("in_features", in_features, 0)
-        self.hidden_features = whole_number("hidden_features", hidden_features)
         self.num_layers = num_layers
         self.bidirectional = bidirectional
+        self.merge: Merge = merge
         self.dropout_rate = dropout_rate
+        self.deterministic = deterministic
         self.time_major = time_major
         self.dtype = dtype
         self.param_dtype = param_dtype
-        sizes = common.input_sizes(self.in_features, self.hidden_features, num_layers, bidirectional)
-        activations = {"activation_fn": vars(self)["activation"]} if "activation" in vars(self) else {}
+        self.rngs = rngs.dropout.fork() if self._has_noise(cell) else flax_nnx.data(None)
 
-        def cells(sizes: list[int]) -> list[_Cell]:
-            return [
-                self.cell_type(
-                    size, self.hidden_features, dtype=dtype, param_dtype=param_dtype, kernel_init=kernel_init,
-                    recurrent_kernel_init=recurrent_kernel_init, rngs=rngs,
-                    bias_init=common.stack_bias_init(self.cell_type.kind, bias_init), **activations,
-                )
-                for size in sizes
-            ]  # fmt: skip
+        def variables(sizes: list[int]) -> Any:
+            drawn = [cell.init(rngs.params(), size, param_dtype) for size in sizes]
+            return flax_nnx.data(jax.tree.map(flax_nnx.Param, drawn, is_leaf=common.is_box))
 
-        self.forward = flax_nnx.List(cells(sizes))
-        self.backward = flax_nnx.List(cells(sizes if bidirectional else []))
+        sizes = self._sizes(cell, self.in_features)
+        self.forward = variables(sizes)
+        self.backward = variables(sizes if bidirectional else [])
 
     @property
     def params(self) -> tuple[Params, ...]:
@@ -328,96 +334,66 @@ class _Sequence(_Module, flax_nnx.Module):
 
         Assigned to, they are checked first, and then all replaced.
         """
-        return common.stack_form(*([cell.params for cell in cells] for cells in (self.forward, self.backward)))
+        return jax.tree.map(lambda variable: variable[...], self._variables(), is_leaf=_is_variable)
 
     @params.setter
     def params(self, params: tuple[Params, ...]) -> None:
         fitted = common.fitting(params, self.params, "params")
-        cells = common.stack_form(self.forward, self.backward)
-        jax.tree.map(lambda cell, p: setattr(cell, "params", p), cells, fitted, is_leaf=lambda c: isinstance(c, _Cell))
+        jax.tree.map(lambda variable, p: variable.set_value(p), self._variables(), fitted, is_leaf=_is_variable)
 
-    def initialize_carry(self, batch_shape: Shape = ()) -> tuple[State, ...]:
-        """The carry before the first step, all zero.
+    def _cell(self) -> Cell:
+        return self.cell
 
-        Args:
-            batch_shape: the batch axes ``*B``.
+    def _params(self, cell: Cell, xs: Any) -> tuple[Params, ...]:
+        return self.params
 
-        Returns:
-            One state a layer, a pair where bidirectional, each leaf ``[*B, H]``, in ``param_dtype`` or float32,
-            whichever is wider.
-        """
-        return self._stack().initialize_carry(batch_shape)
+    def _params_to_begin(self, cell: Cell) -> tuple[Params, ...]:
+        return self.params
 
-    def __call__(
+    def _draw_key(self) -> Key:
+        assert self.rngs is not None
+        return self.rngs()
+
+    def _variables(self) -> tuple[Any, ...]:
+        return common.stack_form(self.forward, self.backward)
+
+
+def _is_variable(value: Any) -> bool:
+    return isinstance(value, flax_nnx.Variable)
+
+
+class _Dense(Recurrent):
+    kind: ClassVar[common.Kind]
+
+    def __init__(
         self,
-        xs: Any,
+        in_features: int,
+        hidden_features: int,
+        activations: dict[str, Callable[..., Any]],
         *,
-        lengths: Any = None,
-        mask: Any = None,
-        resets: Any = None,
-        initial_carry: Any = None,
-        dropout_key: Key | None = None,
-        remat_block: int | None = None,
-        scan_unroll: int | None = None,
-        implementation: Implementation = None,
-    ) -> tuple[tuple[State, ...], Array]:
-        """Runs a sequence.
-
-        Args:
-            xs: ``[*B, T, I]``, or ``[T, *B, I]`` where time-major; any number of batch axes, floating.
-            lengths: ``[*B]`` whole numbers from 0 to T: how many steps each row takes.
-            mask: booleans of the axes of xs but the last. Where False, the step is skipped.
-            resets: likewise. Where True, the state is zero again before the step.
-            initial_carry: as ``initialize_carry`` makes it, or a call returned it; zero unless given. Its dtypes are
-                kept throughout.
-            dropout_key: drops between layers, at ``dropout_rate``. Without it there is no dropout.
-            remat_block: as for :func:`lstmjax.unroll`.
-            scan_unroll: as for :func:`lstmjax.unroll`.
-            implementation: as for :func:`lstmjax.unroll`.
-
-        Returns:
-            The carry after each row's last step, one state a layer, a pair where bidirectional; and the outputs of the
-            last layer, ``[*B, T, H]`` or ``[T, *B, H]``, 2H where bidirectional, zero where a step was skipped.
-
-        Raises:
-            ValueError: an argument has the wrong shape, structure or value; or a key is given and the rate is 0.
-            TypeError: an argument has the wrong dtype.
-        """
-        return self._stack()(
-            self.params, xs, initial_carry=initial_carry, lengths=lengths, mask=mask, resets=resets,
-            dropout_key=dropout_key, remat_block=remat_block, scan_unroll=scan_unroll, implementation=implementation,
-        )  # fmt: skip
-
-    def _stack(self) -> common.Stack:
-        return common.Stack(
-            self.forward[0].cell, self.num_layers, self.bidirectional, self.dropout_rate, self.time_major, self.dtype,
-            self.param_dtype,
-        )  # fmt: skip
+        kernel_init: Initializer = KERNEL_INIT,
+        recurrent_kernel_init: Initializer = RECURRENT_KERNEL_INIT,
+        bias_init: Initializer = jax.nn.initializers.zeros,
+        **options: Any,
+    ):
+        hidden = whole_number("hidden_features", hidden_features)
+        cell = self.kind.build(hidden, **activations)
+        parts = common.dense_parts(self.kind, hidden, kernel_init, recurrent_kernel_init, bias_init)
+        super().__init__(common.drawn_by(cell, self.kind, parts), in_features, **options)
+        self.cell = cell  # which draws nothing, and so is the same whatever drew the parameters
 
 
-class LSTM(_Sequence):
-    """LSTM layers over whole sequences.
+@described
+class LSTM(_Dense):
+    """LSTM layers over whole sequences: :class:`Recurrent` of :func:`lstmjax.lstm`.
 
-    The forget bias starts at 1, as that of :func:`lstmjax.lstm`; :class:`LSTMCell`'s starts at 0, as Flax's does. No
-    random state is kept: dropout acts only where the call is given a ``dropout_key``. The parameters sit in cells,
-    ``forward[layer]`` and, where bidirectional, ``backward[layer]``.
+    The forget bias starts at 1, as that of :func:`lstmjax.lstm`; :class:`LSTMCell`'s starts at 0, as Flax's does.
 
     Args:
         in_features: I, the number of input features.
         hidden_features: H, the number of hidden units.
-        num_layers: layers, one over the outputs of another.
-        bidirectional: run each layer in both directions, and hand on 2H outputs.
-        dropout_rate: the share of each layer's outputs, the last's excepted, that is set to zero where the call is
-            given a ``dropout_key``; without one there is no dropout.
-        time_major: sequences are ``[T, *B, I]``, not ``[*B, T, I]``.
-        dtype: of the computation, inputs and parameters cast to it; None: promoted from them. The carry and the
-            outputs keep the dtype of ``initial_carry``; by default that is float32 at least.
-        param_dtype: of the parameters.
-        kernel_init: draws ``[I, H]`` for each gate.
-        recurrent_kernel_init: draws ``[H, H]`` for each gate.
-        bias_init: draws ``[4H]``, in place of ``forget_bias``.
-        forget_bias: the forget gate's initial bias, 1.0 unless told, as for :func:`lstmjax.lstm`; other biases are 0.
-        rngs: where parameters are drawn from, the stream ``params``; not kept.
+        {dense}
+        options: those of :class:`Recurrent`.
 
     Raises:
         ValueError: a size is not a positive whole number, or both forget_bias and bias_init are given.
@@ -425,12 +401,12 @@ class LSTM(_Sequence):
 
     >>> from flax import nnx
     >>> model = LSTM(3, 4, num_layers=2, rngs=nnx.Rngs(0))
-    >>> (first, last), ys = model(jnp.ones((2, 10, 3)), lengths=jnp.array([10, 7]))
+    >>> (first, last), ys = model(jnp.ones((2, 10, 3)), seq_lengths=jnp.array([10, 7]))
     >>> last.c.shape, ys.shape
     ((2, 4), (2, 10, 4))
     """
 
-    cell_type = LSTMCell
+    kind = common.LSTM
 
     def __init__(
         self,
@@ -441,12 +417,12 @@ class LSTM(_Sequence):
         bias_init: Initializer | None = None,
         **options: Any,
     ):
-        bias_init = common.stack_bias_init(common.LSTM, bias_init, forget_bias)
-        super().__init__(in_features, hidden_features, bias_init=bias_init, **options)
+        bias_init = forget_bias_init(forget_bias, bias_init, "bias_init")
+        super().__init__(in_features, hidden_features, {}, bias_init=bias_init, **options)
 
 
-class GRU(_Sequence):
-    """GRU layers over whole sequences.
+class GRU(_Dense):
+    """GRU layers over whole sequences: :class:`Recurrent` of :func:`lstmjax.gru`.
 
     Args and Raises are those of :class:`LSTM`, without ``forget_bias``; ``bias_init`` draws ``b [3H]``, and
     ``b_n`` as in :class:`GRUCell`; default zeros.
@@ -458,14 +434,16 @@ class GRU(_Sequence):
     ((2, 4), (10, 2, 8))
     """
 
-    cell_type = GRUCell
+    kind = common.GRU
+
+    def __init__(self, in_features: int, hidden_features: int, **options: Any):
+        super().__init__(in_features, hidden_features, {}, **options)
 
 
-class RNN(_Sequence):
-    """Vanilla RNN layers over whole sequences; Flax's ``nnx.RNN`` is a scan over any cell.
+class RNN(_Dense):
+    """Vanilla RNN layers over whole sequences; Flax's ``nnx.RNN`` is a scan over any cell, as :class:`Recurrent` is.
 
-    Args and Raises are those of :class:`LSTM`, without ``forget_bias``; ``bias_init`` draws ``b [H]``, zeros unless
-    told.
+    Args and Raises are those of :class:`LSTM`, without ``forget_bias``; ``bias_init`` draws ``b [H]``, default zeros.
 
     Args:
         activation: φ, an elementwise function.
@@ -476,10 +454,9 @@ class RNN(_Sequence):
     (2, 10, 4)
     """
 
-    cell_type = SimpleCell
+    kind = common.RNN
 
     def __init__(
         self, in_features: int, hidden_features: int, *, activation: Callable[..., Any] = tanh, **options: Any
     ):
-        self.activation = activation
-        super().__init__(in_features, hidden_features, **options)
+        super().__init__(in_features, hidden_features, {"activation": activation}, **options)
