@@ -155,8 +155,8 @@ OPERATIONS = {
     ("lstm", "forward"): [7],
     ("gru", "forward"): [11],
     ("rnn", "forward"): [6],
-    ("lstm", "training"): [24, 61],
-    ("gru", "training"): [21, 86],
+    ("lstm", "training"): [29, 44],
+    ("gru", "training"): [36, 69],
     ("rnn", "training"): [11, 17],
 }
 

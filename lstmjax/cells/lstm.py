@@ -137,7 +137,7 @@ def from_gates(gates: dict[str, Array], z: Gates, state: LSTMState, activation: 
 
 def _linearise(
     z: Gates, state: LSTMState, *, gate_activation: Activation, activation: Activation
-) -> tuple[LSTMState, tuple[Array, Array, Array]]:
+) -> tuple[LSTMState, Any]:
     """The new state, and the derivatives of c' by z and c, and of h' by z_o and c'.
 
     ::
@@ -154,14 +154,13 @@ def _linearise(
     g, dg = with_slope(activation, z[2])
     c = update_cell_state(f, state.c, i, g)
     out, d_out = with_slope(activation, c)
-    k = jnp.concatenate([di * g, df * state.c, dg * i, do * out], axis=-1)
-    return LSTMState(c, o * out), (k, f, o * d_out)
+    return LSTMState(c, o * out), ((di * g, df * state.c, dg * i, do * out), f, o * d_out)
 
 
-def _tangent(coefficients: tuple[Array, Array, Array], dz: Array, d_state: LSTMState) -> LSTMState:
+def _tangent(coefficients: Any, dz: Array, d_state: LSTMState) -> LSTMState:
     """dc' = f dc + k_i dz_i + k_f dz_f + k_g dz_g;   dh' = k_o dz_o + o tanh'(c') dc'."""
     k, f, k_c = coefficients
-    by_i, by_f, by_g, by_o = split_gates(k * dz, 4)
+    by_i, by_f, by_g, by_o = (k_n * dz_n for k_n, dz_n in zip(k, split_gates(dz, 4), strict=True))
     dc = f * d_state.c + (by_i + by_f + by_g)
     return LSTMState(dc, by_o + k_c * dc)
 

@@ -19,7 +19,6 @@ from jaxtyping import Array
 
 from lstmjax.cells.base import Products, Recurrence, cast_floating, dtype_of, working_dtype
 from lstmjax.functions import Comparable
-from lstmjax.gates import split_gates
 from lstmjax.recurrence import elementwise
 from lstmjax.typing import Params, State
 
@@ -44,35 +43,20 @@ class Parts(Comparable):
         leaves, tree = jax.tree.flatten(working)
         function = _flat(self.step, tree, len(gates))
         new, diagonals = elementwise.linearise(function, self.pairs, [*gates, *leaves])
-        # Those of an output's gates side by side, so that a step writes few arrays.
-        of = dict(zip(self.pairs, diagonals, strict=True))
-        by_gates = [[of[o, i] for i in inputs] for o, inputs in enumerate(self._of_gates(len(gates)))]
-        by_gates = [jnp.concatenate(found, axis=-1) if found else None for found in by_gates]
-        by_state = {pair: diagonal for pair, diagonal in of.items() if pair[1] >= len(gates)}
-        return jax.tree.unflatten(jax.tree.structure(state), new), (by_gates, by_state)
+        # An array for each: joined, they would be computed number by number, each asking which diagonal it is of.
+        return jax.tree.unflatten(jax.tree.structure(state), new), diagonals
 
     def tangent(self, coefficients: Any, dz: Array, d_state: State) -> State:
         """The tangent of the new state, not yet projected: linear in dz and in the tangent of the old one."""
         working = self.step.working(d_state)
         if self.step.by_hand is not None:
             return self.step.by_hand.tangent(coefficients, dz, working)
-        by_gates, by_state = coefficients
-        leaves, tree = jax.tree.leaves(working), jax.tree.structure(d_state)
-        gates = self.step.split(dz, d_state)
-        new = []
-        for o, inputs in enumerate(self._of_gates(len(gates))):
-            terms = [by_state[pair] * leaves[pair[1] - len(gates)] for pair in by_state if pair[0] == o]
-            if inputs:
-                # All gates are taken as they lie, with no copy.
-                chosen = dz if len(inputs) == len(gates) else jnp.concatenate([gates[i] for i in inputs], axis=-1)
-                terms += split_gates(by_gates[o] * chosen, len(inputs))
-            new.append(sum(terms[1:], terms[0]) if terms else jnp.zeros_like(gates[0]))
-        return jax.tree.unflatten(tree, new)
-
-    def _of_gates(self, gates: int) -> list[list[int]]:
-        """For each output the gates it depends on."""
-        outputs = 1 + max((o for o, _ in self.pairs), default=-1)
-        return [[i for o, i in self.pairs if o == out and i < gates] for out in range(outputs)]
+        inputs = [*self.step.split(dz, d_state), *jax.tree.leaves(working)]
+        terms = [(o, diagonal * inputs[i]) for (o, i), diagonal in zip(self.pairs, coefficients, strict=True)]
+        leaves, tree = jax.tree.flatten(d_state)
+        new = [[term for out, term in terms if out == o] for o in range(len(leaves))]
+        # A field that nothing reaches stays what it was made of: zero, as wide as the others.
+        return tree.unflatten([sum(of[1:], of[0]) if of else jnp.zeros_like(inputs[0]) for of in new])
 
     def z_by_x(self, weights: Any, xs: Any, h: Array) -> Array:
         """z without what h puts in, for all inputs ``[T, *B, I]`` at once; of h ``[*B, H]`` the shape matters."""

@@ -17,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from lstmjax.gates import split_gates
+
 KINDS = ("lstm", "gru", "rnn", "relu")
 """The cells, with σ and tanh; ``relu`` is the vanilla RNN with another activation."""
 
@@ -218,14 +220,18 @@ def _pair(state: tuple[Array, ...] | None, none: Array) -> tuple[Array, Array]:
 
 
 def _coefficients(kind: str, k: Array, k_state: Array, k_c: Array) -> Any:
-    """As the parts of each cell's step have them: the LSTM's by hand, the others' derived."""
+    """As the parts of each cell's step have them: the LSTM's by hand, the others' derived.
+
+    Taken out and put back (:func:`_leaves`) in one program, these are no copies: XLA finds the whole again.
+    """
+    gates = split_gates(k, _gates(kind))
     if kind == "lstm":
-        return k, k_state, k_c
-    return [k], {(0, 4): k_state} if kind == "gru" else {}
+        return gates, k_state, k_c
+    return [*gates, k_state] if kind == "gru" else list(gates)
 
 
 def _leaves(kind: str, coefficients: Any, none: Array) -> tuple[Array, Array, Array]:
-    if kind == "lstm":
-        return coefficients
-    (k,), by_state = coefficients
-    return k, by_state[0, 4] if kind == "gru" else none, none
+    gates, k_state, k_c = coefficients if kind == "lstm" else (coefficients[: _gates(kind)], none, none)
+    if kind == "gru":
+        k_state = coefficients[-1]
+    return jnp.concatenate(gates, axis=-1), k_state, k_c
