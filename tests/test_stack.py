@@ -56,6 +56,34 @@ def test_stacked_is_one_after_another(options):
     same(*compiled(both_ways, *draw()))
 
 
+MERGES = {"sum": np.add, "mean": lambda a, b: (a + b) / 2, "product": np.multiply}
+
+
+@pytest.mark.parametrize("merge", MERGES)
+def test_directions_are_merged(merge):
+    layers = [(lstmjax.gru(4), lstmjax.rnn(4)), lstmjax.rnn(2)]
+    like = jax.eval_shape(lambda: init_stack(layers, jax.random.key(0), 3, jnp.float64, merge=merge))
+    assert like[1].w_x.shape == (4, 2)
+    params = jax.tree.map(lambda s: np.random.default_rng(s.size).normal(size=s.shape) / 2, like)
+    xs = np.random.default_rng(0).normal(size=(6, 2, 3))
+    (gru, back), rnn = params
+    _, ahead = unroll(layers[0][0], gru, xs)
+    _, behind = unroll(layers[0][1], back, xs, reverse=True)
+    wanted = unroll(layers[1], rnn, MERGES[merge](np.asarray(ahead), np.asarray(behind)))[1]
+    same(unroll_stack(layers, params, xs, merge=merge)[1], wanted)
+
+
+def test_layers_of_images():
+    layers = [
+        (lstmjax.conv_lstm(4, (5, 6)), lstmjax.conv_lstm(2, (5, 6))),
+        lstmjax.zoneout(lstmjax.conv_lstm(3, (5, 6)), 0.1),
+    ]
+    params = shapes(layers)
+    assert params[1].w_x.shape == (3, 3, 6, 12)
+    xs = jax.ShapeDtypeStruct((2, 1, 5, 6, 3), jnp.float64)
+    assert jax.eval_shape(lambda params, xs: unroll_stack(layers, params, xs)[1], params, xs).shape == (2, 1, 5, 6, 3)
+
+
 def test_streaming_a_stack_bit_for_bit():
     layers = [lstmjax.lstm(4), lstmjax.gru(4)]
     params, xs = draw(layers, 9, jnp.float32)

@@ -44,7 +44,7 @@ KERNEL_INIT = jax.nn.initializers.lecun_normal()
 RECURRENT_KERNEL_INIT = initializers.orthogonal()
 
 
-# What both frameworks' docstrings say, in their words where a line begins with one of these names in braces.
+# What docstrings of both frameworks say, in the place of a line that holds one of these names in braces.
 
 TEXTS = {
     "cell": """
@@ -67,8 +67,7 @@ TEXTS = {
         param_dtype: of the parameters.
     """,
     "dense": """
-        kernel_init: draws ``[I, H]`` for each gate.
-        recurrent_kernel_init: draws ``[H, H]`` for each gate.
+        kernel_init, recurrent_kernel_init: as for :class:`LSTMCell`.
         bias_init: draws ``[4H]``, in place of ``forget_bias``.
         forget_bias: the forget gate's initial bias, default 1.0, as for :func:`lstmjax.lstm`; other biases are 0.
     """,
@@ -85,8 +84,8 @@ def described(cls: type) -> type:
     ...     Args:
     ...         {dense}
     ...     '''
-    >>> print(Module.__doc__.splitlines()[3])
-        kernel_init: draws ``[I, H]`` for each gate.
+    >>> print(Module.__doc__.splitlines()[4])
+        bias_init: draws ``[4H]``, in place of ``forget_bias``.
     """
     doc = inspect.cleandoc(cls.__doc__ or "")
     for name, text in TEXTS.items():

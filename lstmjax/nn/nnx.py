@@ -27,6 +27,7 @@ from lstmjax.cells import Cell
 from lstmjax.cells.base import forget_bias_init
 from lstmjax.checks import whole_number
 from lstmjax.gates import sigmoid, tanh
+from lstmjax.init import zeros
 from lstmjax.nn import common
 from lstmjax.nn.common import KERNEL_INIT, RECURRENT_KERNEL_INIT, described
 from lstmjax.stack import Merge
@@ -373,14 +374,14 @@ class _Dense(Recurrent):
         *,
         kernel_init: Initializer = KERNEL_INIT,
         recurrent_kernel_init: Initializer = RECURRENT_KERNEL_INIT,
-        bias_init: Initializer = jax.nn.initializers.zeros,
+        bias_init: Initializer | None = None,
         **options: Any,
     ):
         hidden = whole_number("hidden_features", hidden_features)
         cell = self.kind.build(hidden, **activations)
-        parts = common.dense_parts(self.kind, hidden, kernel_init, recurrent_kernel_init, bias_init)
+        parts = common.dense_parts(self.kind, hidden, kernel_init, recurrent_kernel_init, bias_init or zeros)
         super().__init__(common.drawn_by(cell, self.kind, parts), in_features, **options)
-        self.cell = cell  # which draws nothing, and so is the same whatever drew the parameters
+        self.cell = cell  # which is the same, and can be pickled, whatever drew the parameters
 
 
 @described
