@@ -45,7 +45,7 @@ def problem(cell, shape, seed=0, dtype=jnp.float64):
         return jnp.asarray((scale * rng.normal(size=like.shape)).astype(like.dtype))
 
     params = jax.eval_shape(lambda key: cell.init(key, shape[-1], dtype), jax.random.key(0))
-    state = jax.eval_shape(lambda: cell.initial_state(shape[1:-1], dtype))
+    state = jax.eval_shape(lambda: cell.initial_state(shape[1 : len(shape) - cell.num_feature_axes], dtype))
     params = jax.tree.map(lambda p: drawn(p, max(len(p), 1) ** -0.5 if p.ndim == 2 else 0.1), params)
     return params, drawn(jax.ShapeDtypeStruct(shape, dtype), 1.0), jax.tree.map(lambda s: drawn(s, 0.5), state)
 

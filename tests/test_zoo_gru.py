@@ -199,23 +199,6 @@ def test_values_derivatives_and_gates(name, x64):
             jax.eval_shape(lambda *args: unroll(cell, *args, implementation="fused"), params, xs, state)
 
 
-@pytest.mark.parametrize("name", CELLS)
-def test_bfloat16_parameters(name):
-    cell, step, _, _ = CELLS[name]
-    params, xs, state = problem(cell, (6, 2, 3), dtype=jnp.bfloat16)
-    state = jax.tree.map(lambda s: s.astype(jnp.float32), state)
-    (final, ys), by_params = compiled(
-        lambda p, xs, s: (
-            unroll(cell, p, xs, s), jax.grad(loss_of(lambda p: unroll(cell, p, xs, s)))(p)
-        ), params, xs, state,
-    )  # fmt: skip
-    exact = jax.tree.map(lambda a: np.asarray(a, np.float64), (params, xs, state))
-    want, wanted = over_time(step, *exact)
-    assert {leaf.dtype for leaf in jax.tree.leaves((final, ys))} == {np.dtype(np.float32)}
-    assert {leaf.dtype for leaf in jax.tree.leaves(by_params)} == {np.dtype(jnp.bfloat16)}
-    same(jax.tree.map(np.float64, (final, ys)), (want, wanted), 0.03)
-
-
 def test_1_minus_the_gate_keeps_its_digits():
     # Of a state that is kept but for e^−40 a step, what is renewed is that much, and not 0.
     for name, z in [

@@ -188,23 +188,6 @@ def test_values_gates_and_gradients(name, x64):
 
 
 @named
-def test_bfloat16_parameters(name):
-    cell, step, *_ = ZOO[name]
-    params, xs, _ = drawn(name, dtype=jnp.bfloat16)
-
-    def run(params):
-        final, ys = unroll(cell, params, xs, lengths=LENGTHS)
-        return jnp.sin(ys).sum(), (final, ys)
-
-    gradient, (final, ys) = compiled(jax.grad(run, has_aux=True), params)
-    start = jax.tree.map(lambda a: np.zeros(a.shape), final)  # the cell's own
-    want = by_equations(step, params, xs, start, LENGTHS)[:2]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-2), (final, ys), want)
-    assert {leaf.dtype for leaf in jax.tree.leaves(final)} == {np.dtype(np.float32)}
-    assert all(np.isfinite(leaf.astype(np.float32)).all() for leaf in jax.tree.leaves(gradient))
-
-
-@named
 def test_cells_are_values(name):
     cell = ZOO[name][0]
     assert pickle.loads(pickle.dumps(cell)) == cell

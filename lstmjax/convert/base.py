@@ -23,8 +23,11 @@ GATES: dict[type, int] = {LSTMParams: 4, GRUParams: 3, RNNParams: 1, ProjectedLS
 FUSED = (LSTMParams, GRUParams, RNNParams)
 """The kinds told apart by their number of gates."""
 
-RESET_BEFORE = "its reset gate acts before the product with the recurrent weights, and no cell here does that"
-"""Why the GRU of Haiku, and that of Keras with ``reset_after=False``, cannot be taken."""
+RESET_BEFORE = (
+    "its reset gate acts before the product with the recurrent weights: here that is gru_reset_before, whose weights "
+    "are not converted"
+)
+"""Why Haiku's GRU, Keras's with ``reset_after=False`` and ONNX's with ``linear_before_reset=0`` are not taken."""
 
 
 def kind_of(key: str, hidden: int, fused: int) -> type:
