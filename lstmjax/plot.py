@@ -3,10 +3,12 @@
 Needs matplotlib: ``pip install 'lstmjax[plots]'``.
 """
 
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 try:
@@ -214,6 +216,71 @@ def speed_ratios(records: Sequence[Mapping[str, Any]]) -> Figure:
         axes[0].set_ylabel("T, B, I, H")
         axes[0].invert_yaxis()
         _shared_legend(figure, axes, names, columns=4)
+    return figure
+
+
+def fixed_points(points: Any, states: Any = None) -> Figure:
+    """Fixed and slow points where the states lie widest, next to their eigenvalues in the complex plane.
+
+    Args:
+        points: from :func:`~lstmjax.gradients.fixed_points`, at least one.
+        states: states with any leading axes, such as a history: the grey dots behind the points.
+
+    Returns:
+        The figure. The left panel shows the two principal components of states and points together, with their share of
+        the variance; the circle of the right one is |λ| = 1, within which differences die out.
+
+    Raises:
+        ValueError: there is no point.
+
+    >>> from lstmjax.gradients import FixedPoints
+    >>> two, one = np.zeros((2, 3)), np.ones(2, bool)
+    >>> points = FixedPoints(np.eye(3)[:2], two[:, 0], one, one, 0.5 + two, two, two, one)
+    >>> fixed_points(points).axes[1].get_title()
+    'eigenvalues'
+    """
+    if not len(points.speed):
+        raise ValueError("points hold none; wanted at least one fixed or slow point")
+    sizes = [math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(points.states)]
+    places, seen = (
+        np.concatenate([np.reshape(leaf, (-1, n)) for leaf, n in zip(jax.tree.leaves(s), sizes, strict=True)], axis=1)
+        for s in (points.states, points.states if states is None else states)
+    )
+    everything = np.concatenate([places, seen]).astype(np.float64)
+    middle = everything.mean(0)
+    _, widths, directions = np.linalg.svd(everything - middle, full_matrices=False)
+    shares = widths**2 / max((widths**2).sum(), np.finfo(float).tiny)
+    # A state of one number has one component; the other is level.
+    flat = np.zeros((2, everything.shape[1]))
+    flat[: len(directions)] = directions[:2]
+    kinds = {
+        "stable": (points.fixed & points.stable, {"color": LINES[4]["color"], "marker": "o"}),
+        "unstable": (points.fixed & ~points.stable, {"color": LINES[1]["color"], "marker": "^", "facecolor": "none"}),
+        "slow": (~points.fixed, {"color": LINES[6]["color"], "marker": "x"}),
+    }
+    with plt.rc_context(STYLE):
+        figure = Figure(figsize=(6.0, 3.2), dpi=220, layout="constrained")
+        left, right = figure.subplots(1, 2)
+        if states is not None:
+            left.scatter(*(flat @ (seen - middle).T), s=1, color="0.8", linewidths=0, zorder=1)
+        turn = np.linspace(0, 2 * np.pi, 200)
+        right.plot(np.cos(turn), np.sin(turn), color="0.6", linewidth=0.7)
+        for name, (of, mark) in kinds.items():
+            if of.any():
+                left.scatter(*(flat @ (places[of] - middle).T), s=24, label=name, zorder=2, linewidths=1.0, **mark)
+                values = points.eigenvalues[of].ravel()
+                right.scatter(values.real, values.imag, s=7, zorder=2, linewidths=0.6, **mark)
+        left.set_title("states")
+        shares = [*shares, 0.0]
+        left.set_xlabel(f"principal component 1 ({shares[0]:.0%})")
+        left.set_ylabel(f"principal component 2 ({shares[1]:.0%})")
+        right.set_title("eigenvalues")
+        right.set_xlabel("real part of λ")
+        right.set_ylabel("imaginary part of λ")
+        right.set_aspect("equal", adjustable="datalim")
+        for axis in (left, right):
+            axis.grid(True)
+        figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 

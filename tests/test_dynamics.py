@@ -3,10 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from scipy.optimize import brentq
 
 import lstmjax
+from lstmjax import plot, training
 from lstmjax.gradients import entropy_rate, fixed_points, kaplan_yorke_dimension, lyapunov_spectrum
 
 
@@ -152,3 +154,65 @@ def test_lorenz_has_its_published_exponents(x64):
     np.testing.assert_allclose(got.sum(), -(10 + 1 + 8 / 3), atol=1e-3)  # the divergence of the flow
     np.testing.assert_allclose(kaplan_yorke_dimension(got), 2.06215, atol=0.001)
     np.testing.assert_allclose(entropy_rate(got), 0.9056, atol=0.005)
+
+
+@pytest.fixture(scope="module")
+def flip_flop():
+    """A network that has learnt to hold two bits, each set by its last pulse; with the states it passes through."""
+    cell, optimizer = lstmjax.rnn(16), optax.adam(5e-3)
+
+    def draw(key):
+        key_when, key_what = jax.random.split(key)
+        when = jax.random.bernoulli(key_when, 0.1, (40, 64, 2)).at[0].set(True)
+        pulses = jnp.where(when, jax.random.rademacher(key_what, (40, 64, 2), jnp.float32), 0.0)
+
+        def hold(held, pulse):
+            held = jnp.where(pulse == 0, held, pulse)
+            return held, held
+
+        return pulses, jax.lax.scan(hold, jnp.zeros((64, 2)), pulses)[1]
+
+    def loss_fn(params, batch, key):
+        _, h = lstmjax.unroll(cell, params["cell"], batch[0])
+        return ((h @ params["readout"] - batch[1]) ** 2).mean(), {}
+
+    params = {"cell": cell.init(jax.random.key(0), 2), "readout": 0.1 * jax.random.normal(jax.random.key(1), (16, 2))}
+    state = training.init_state(params, optimizer, jax.random.key(2))
+    step = training.make_train_step(loss_fn, optimizer, clip_norm=1.0)
+    result = training.fit(state, step, draw, steps=1500, steps_per_call=500, progress=False)
+    params = result.state.params
+    states = lstmjax.state_history(cell, params["cell"], draw(jax.random.key(3))[0])
+    return cell, params, states, float(result.history["loss"][-50:].mean())
+
+
+@pytest.mark.slow
+def test_a_flip_flop_holds_its_bits_in_fixed_points(flip_flop):
+    cell, params, states, loss = flip_flop
+    assert loss < 0.01
+    starts = jax.tree.map(lambda leaf: leaf.reshape(-1, 16)[::10], states)
+    points = fixed_points(cell, params["cell"], jnp.zeros(2), starts)
+    assert points.fixed.all()
+    held = points.states.h[points.stable] @ np.asarray(params["readout"])
+    np.testing.assert_allclose(np.abs(held), 1, atol=0.1)
+    assert sorted(map(tuple, np.sign(held).astype(int).tolist())) == [(-1, -1), (-1, 1), (1, -1), (1, 1)]
+    # Between two of them a saddle with one way out, where one bit is undecided, and one point where both are.
+    assert sorted((np.abs(points.eigenvalues) > 1).sum(1).tolist()) == [0] * 4 + [1] * 4 + [2]
+
+
+@pytest.mark.slow
+def test_a_figure_of_them(flip_flop, tmp_path):
+    cell, params, states, _ = flip_flop
+    starts = jax.tree.map(lambda leaf: leaf.reshape(-1, 16)[::10], states)
+    points = fixed_points(cell, params["cell"], jnp.zeros(2), starts)
+    figure = plot.fixed_points(points, states)
+    figure.savefig(tmp_path / "points.png")
+    assert [axis.get_title() for axis in figure.axes] == ["states", "eigenvalues"]
+
+
+def test_a_figure_of_one_number_and_of_none(x64):
+    cell, params = rnn([[2.0]])
+    points = fixed_points(cell, params, X, starts((30, 1)))
+    assert plot.fixed_points(points).axes[0].get_xlabel().startswith("principal component 1")
+    none = fixed_points(cell, params, X, starts((3, 1)), slow_below=-1.0)
+    with pytest.raises(ValueError, match="points hold none"):
+        plot.fixed_points(none)

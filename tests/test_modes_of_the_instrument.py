@@ -30,7 +30,9 @@ from lstmjax.gradients import (
     integrated_gradients,
     jacobian_norms,
     kaplan_yorke_dimension,
+    linear_memory,
     lyapunov_spectrum,
+    memory_capacity,
     per_step_param_grads,
     precision_audit,
     rate_differences,
@@ -123,6 +125,8 @@ ON_THE_HOST = {
     "rate_differences": lambda: rate_differences({"LSTM": np.ones(3), "GRU": np.zeros(3)}),
     "truncation_window": lambda: truncation_window(CELL, PARAMS, XS, lambda s: s.h[1:].sum()),
     "fixed_points": lambda: fixed_points(CELL, PARAMS, XS[0, 0], lstmjax.LSTMState(*jnp.zeros((2, 3, 2)))),
+    "linear_memory": lambda: linear_memory(np.diag([0.5, 0.2]), 3),
+    "memory_capacity": lambda: memory_capacity(CELL, PARAMS, np.sin(np.arange(60.0)), 2, into=np.ones(3), washout=0),
     "precision_audit": lambda: precision_audit(CELL, PARAMS, XS, last),
     "gradient_report": lambda: gradient_report(
         {"LSTM": make}, (XS, jnp.array([0, 1])), outputs=2, hidden_size=2, seeds=1, match="parameters",

@@ -5,6 +5,7 @@
 * Of the inputs: ``input_norms``, ``integrated_gradients``
 * Of the states: ``jacobian_norms``, ``cell_highway``, ``lyapunov_spectrum``, ``flossing_penalty``
 * Of the dynamics: ``fixed_points``, ``kaplan_yorke_dimension``, ``entropy_rate``
+* Of the memory: ``memory_capacity``, ``linear_memory``
 * Of the gates: ``gate_values``, ``gate_statistics``
 * Of the layers: ``depth_norms``, ``feed_forward``
 * While it trains: ``gradient_row``
@@ -23,6 +24,7 @@ from lstmjax.gradients.highway import CellHighway, cell_highway
 from lstmjax.gradients.inputs import InputNorms, IntegratedGradients, input_norms, integrated_gradients
 from lstmjax.gradients.jacobian import JacobianNorms, jacobian_norms
 from lstmjax.gradients.lyapunov import flossing_penalty, lyapunov_spectrum
+from lstmjax.gradients.memory import MemoryCapacity, linear_memory, memory_capacity
 from lstmjax.gradients.outputs import OutputState, with_output
 from lstmjax.gradients.precision import PrecisionAudit, precision_audit
 from lstmjax.gradients.report import GradientReport, gradient_report
@@ -39,6 +41,7 @@ __all__ = [
     "InputNorms",
     "IntegratedGradients",
     "JacobianNorms",
+    "MemoryCapacity",
     "OutputState",
     "PrecisionAudit",
     "TruncationBias",
@@ -58,7 +61,9 @@ __all__ = [
     "integrated_gradients",
     "jacobian_norms",
     "kaplan_yorke_dimension",
+    "linear_memory",
     "lyapunov_spectrum",
+    "memory_capacity",
     "per_step_param_grads",
     "precision_audit",
     "rate_differences",

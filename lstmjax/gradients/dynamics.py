@@ -62,7 +62,8 @@ def fixed_points(
 
     from every start, by Levenberg and Marquardt's method. A minimum with q ≈ 0 is a fixed point, stable or not; one
     with a small q is a slow point, past which the state creeps. Around each, ds_t = ∂F/∂s ds_{t−1}. Near a continuum of
-    fixed points, such as a line on which a network holds a number, every start finds another.
+    fixed points, such as a line on which a network holds a number, every start finds another; and a cell that can shut
+    its gates is slow wherever they are shut, in states that it may never be in.
 
     The whole Jacobian is taken, n × n for a state of n numbers, at every start: up to a thousand numbers or so.
 
