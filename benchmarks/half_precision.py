@@ -81,8 +81,8 @@ def relative_errors(settings: Settings, steps: int, loss: str) -> dict[str, list
         params = lstmjax.lstm(settings.hidden_size).init(key_params, settings.inputs, jnp.bfloat16)
         xs = jax.random.normal(key_xs, (steps, settings.batch, settings.inputs), jnp.bfloat16)
         with jax.enable_x64(True):
-            wide = jax.tree.map(lambda a: a.astype(jnp.float64), (params, xs))
-            exact = _flat(gradient("lstmjax scan", *wide, loss))
+            wide, wide_xs = jax.tree.map(lambda a: a.astype(jnp.float64), (params, xs))
+            exact = _flat(gradient("lstmjax scan", wide, wide_xs, loss))
         for name in WAYS:
             got = _flat(gradient(name, params, xs, loss))
             errors[name].append(float(np.linalg.norm(got - exact) / np.linalg.norm(exact)))
