@@ -22,6 +22,7 @@ except ImportError:  # run by hand
 
 FOLDER = Path(__file__).parent / "lstmjax" / "recurrence" / "native"
 LIBRARY = FOLDER / "kernels.so"  # the name ctypes loads it by, on every system
+WHY_NOT = FOLDER / "why_not.txt"  # what stands in its place where it could not be built
 
 FLAGS = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
 X86 = {
@@ -51,8 +52,16 @@ def headers() -> str | None:
 
 
 def build() -> str | None:
-    """Builds the library in place; returns why not, or None where it did."""
+    """Builds the library in place, or leaves a file that says why not; returns what it says, or None."""
     LIBRARY.unlink(missing_ok=True)
+    WHY_NOT.unlink(missing_ok=True)
+    why_not = _built()
+    if why_not is not None:
+        WHY_NOT.write_text(why_not)
+    return why_not
+
+
+def _built() -> str | None:
     command, include = compiler(), headers()
     if command is None:
         return "no C++ compiler was found: wanted $CXX, c++, g++ or clang++"
@@ -71,7 +80,7 @@ def build() -> str | None:
             with ThreadPoolExecutor(os.cpu_count()) as pool:
                 list(pool.map(lambda name: _run([*jobs[name], "-o", objects[name]]), jobs))
             _run(link)
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:
             return str(error)
         shutil.move(Path(folder) / "kernels.so", LIBRARY)
     return None
@@ -87,18 +96,24 @@ class CustomBuildHook(BuildHookInterface):
     """Puts the library into wheels, which then are of one platform, and beside the sources of an editable install."""
 
     def dependencies(self) -> list[str]:
-        """The headers to build against: the oldest JAX's, whose library newer ones load too."""
-        return ["jaxlib>=0.10,<0.11"] if self.target_name == "wheel" and compiler() else []
+        """The headers to build against: the oldest JAX's, whose library newer ones load too.
+
+        That JAX has no wheel for Python 3.15 and newer, which take what there is.
+        """
+        if self.target_name != "wheel" or not compiler():
+            return []
+        return ["jaxlib>=0.10,<0.11; python_version < '3.15'", "jaxlib>=0.10; python_version >= '3.15'"]
 
     def initialize(self, version: str, build_data: dict) -> None:
         """Builds it, before the wheel is put together."""
         if self.target_name != "wheel":
             return
         why_not = build()
+        made = LIBRARY if why_not is None else WHY_NOT
+        build_data["artifacts"].append(str(made.relative_to(Path(__file__).parent)))
         if why_not is not None:
             self.app.display_warning(f"lstmjax is built without its kernels for CPU: {why_not}")
             return
-        build_data["artifacts"].append(str(LIBRARY.relative_to(Path(__file__).parent)))
         build_data["pure_python"] = False
         build_data["tag"] = "py3-none-" + sysconfig.get_platform().replace("-", "_").replace(".", "_")
 

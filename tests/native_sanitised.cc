@@ -30,7 +30,7 @@ void run(Size kind, Size T, Size B, Size I, Size H, bool reverse, bool states, b
   const bool lstm = kind == kLstm;
   bool *valid = flagged ? flag(T * B) : nullptr, *reset = flagged ? flag(T * B) : nullptr;
   for (Size i = 0; flagged && i < T * B; i++) valid[i] = i % 3, reset[i] = i % 4 == 1;
-  Forward<S> f = {kind, T, B, I, H, reverse, states, array(T * B * I), array(I * p * H), array(H * p * H), array(g * H),
+  Forward<S> f = {kind, T, B, I, H, at_once, reverse, states, array(T * B * I), array(I * p * H), array(H * p * H), array(g * H),
                   array(lstm ? B * H : 0), array(B * H), array(lstm ? B * H : 0), array(B * H), valid, reset,
                   array(lstm ? B * H : 0), array(B * H), array(all), lstm && states ? array(all) : nullptr,
                   emit ? array(g * all) : nullptr, emit && g == 4 ? array(all) : nullptr,

@@ -32,11 +32,12 @@ def why_not() -> str | None:
     >>> why_not() is None or "CPU" in why_not()
     True
     """
-    path = Path(__file__).parent / "kernels.so"
-    if not path.exists():
-        return "the kernels for CPU were not built: no C++ compiler was found when lstmjax was installed"
+    folder = Path(__file__).parent
+    if not (folder / "kernels.so").exists():
+        said = folder / "why_not.txt"  # by the build
+        return "the kernels for CPU were not built" + (f": {said.read_text()}" if said.exists() else "")
     try:
-        library = ctypes.CDLL(str(path))
+        library = ctypes.CDLL(str(folder / "kernels.so"))
         for name in _TARGETS:
             jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
     except Exception as error:  # one built for another system, or for a JAX that this one does not know

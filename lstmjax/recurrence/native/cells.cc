@@ -7,32 +7,29 @@ namespace LSTMJAX_TARGET {
 namespace {
 
 // How the weights of a cell lie in panels. A block of units is `units` vectors of them; its pre-activations are
-// 2 * panels vectors, and each is one gate of one vector of units.
+// 2 * panels vectors, and each is one gate of one vector of units. The first `by_x` panels read x, the last `by_h` h.
 struct Column {
   int gate, bias, sub;
 };
 
 // i, f | g, o | i, f of the next units | g, o of the next units
 struct Lstm {
-  static constexpr int panels = 4, units = 2;
-  static constexpr Column columns[panels][2] = {
-      {{0, 0, 0}, {1, 1, 0}}, {{2, 2, 0}, {3, 3, 0}}, {{0, 0, 1}, {1, 1, 1}}, {{2, 2, 1}, {3, 3, 1}}};
-  static constexpr bool by_x[panels] = {true, true, true, true}, by_h[panels] = {true, true, true, true};
+  static constexpr int panels = 4, units = 2, by_x = 4, by_h = 4;
+  static constexpr Column column(int v) { return {v % 4, v % 4, v / 4}; }
 };
 
-// r, z | r, z of the next units | n's part of x, twice | n's part of h, twice
+// n's part of x, twice | r, z | r, z of the next units | n's part of h, twice
 struct Gru {
-  static constexpr int panels = 4, units = 2;
-  static constexpr Column columns[panels][2] = {
-      {{0, 0, 0}, {1, 1, 0}}, {{0, 0, 1}, {1, 1, 1}}, {{2, 2, 0}, {2, 2, 1}}, {{2, 3, 0}, {2, 3, 1}}};
-  static constexpr bool by_x[panels] = {true, true, true, false}, by_h[panels] = {true, true, false, true};
+  static constexpr int panels = 4, units = 2, by_x = 3, by_h = 3;
+  static constexpr Column columns[2 * panels] = {{2, 2, 0}, {2, 2, 1}, {0, 0, 0}, {1, 1, 0},
+                                                 {0, 0, 1}, {1, 1, 1}, {2, 3, 0}, {2, 3, 1}};
+  static constexpr Column column(int v) { return columns[v]; }
 };
 
-template <bool relu>
+template <bool relu, int wide>
 struct Rnn {
-  static constexpr int panels = 1, units = 2;
-  static constexpr Column columns[panels][2] = {{{0, 0, 0}, {0, 0, 1}}};
-  static constexpr bool by_x[panels] = {true}, by_h[panels] = {true};
+  static constexpr int panels = wide, units = 2 * wide, by_x = wide, by_h = wide;
+  static constexpr Column column(int v) { return {0, 0, v}; }
 };
 
 // Where one row of one step is read and written, at the first of `n` units.
@@ -68,9 +65,9 @@ INLINE void activate(Lstm, int sub, const Spot<S>& at) {
 template <bool emit, typename S>
 INLINE void activate(Gru, int sub, const Spot<S>& at) {
   constexpr Size W = Simd<S>::width;
-  const Gate<S> r = sigmoid<S>(load(at.z + 2 * sub * W)), keep = sigmoid<S>(load(at.z + (2 * sub + 1) * W));
+  const Gate<S> r = sigmoid<S>(load(at.z + (2 + 2 * sub) * W)), keep = sigmoid<S>(load(at.z + (3 + 2 * sub) * W));
   const Vec<S> by_h = load(at.z + (6 + sub) * W), before = load(at.h_old);
-  const Gate<S> n = hyperbolic<S>(load(at.z + (4 + sub) * W) + r.value * by_h);
+  const Gate<S> n = hyperbolic<S>(load(at.z + sub * W) + r.value * by_h);
   const Vec<S> h = keep.other * n.value + keep.value * before;
   store(at.h_new, h);
   store(at.h, h, at.n);
@@ -84,8 +81,8 @@ INLINE void activate(Gru, int sub, const Spot<S>& at) {
   }
 }
 
-template <bool emit, bool relu, typename S>
-INLINE void activate(Rnn<relu>, int sub, const Spot<S>& at) {
+template <bool emit, bool relu, int wide, typename S>
+INLINE void activate(Rnn<relu, wide>, int sub, const Spot<S>& at) {
   const Vec<S> z = load(at.z + sub * Simd<S>::width);
   Vec<S> h, slope;
   if (relu) {
@@ -104,20 +101,21 @@ INLINE void activate(Rnn<relu>, int sub, const Spot<S>& at) {
 // ---------------------------------------------------------------------------------------------------------------------
 // Forward: some rows on their way through time.
 
-// From this many rows on, x and h are taken in one product. Fewer meet x ahead of the loop, some steps together.
-constexpr Size kAheadBelow = kRows, kAheadRows = 48;
+// Where rows are few, some steps meet x together, ahead of the loop, and all panels of a block then meet h together.
+// Where they are many, x and h are taken in one product, panel by panel.
+constexpr Size kAheadRows = 48;
 
 template <typename S, typename Cell>
 struct Walk {
   static constexpr Size W = Simd<S>::width, per_block = Cell::units * W, z_row = 2 * Cell::panels * W;
   const Forward<S>& f;
   Size first, rows, blocks, padded, ahead, slot;  // ahead: how many steps meet x together; 0: each by itself
-  S *c = nullptr, *h[2] = {}, *z = nullptr, *bias = nullptr;
+  S *c = nullptr, *h[2] = {}, *z = nullptr, *x = nullptr, *bias = nullptr;
 
   Walk(const Forward<S>& f, Size first, Size rows, S* scratch) : f(f), first(first), rows(rows) {
     blocks = up(f.hidden, per_block);
     padded = blocks * per_block;
-    ahead = rows == f.batch && rows < kAheadBelow && f.inputs > 0 ? least(f.steps, kAheadRows / most(rows, 1)) : 0;
+    ahead = f.at_once < kRows ? most(1, least(f.steps, kAheadRows / most(rows, 1))) : 0;
     slot = z_row * rows * most(ahead, 1);
     if (f.packed) bias = f.packed + blocks * block_size();
     if (!scratch) return;  // sizes alone are asked for
@@ -125,46 +123,45 @@ struct Walk {
     h[0] = c + rows * padded;
     h[1] = h[0] + rows * padded;
     z = h[1] + rows * padded;
+    x = z + slot * (ahead ? blocks : 1);
   }
 
-  Size scratch() const { return 3 * rows * padded + slot * (ahead ? blocks : panels_at_once(rows)); }
+  Size scratch() const { return 3 * rows * padded + slot * (ahead ? blocks : 1) + ahead * rows * f.inputs; }
 
-  Size depth(int panel) const { return (Cell::by_x[panel] ? f.inputs : 0) + (Cell::by_h[panel] ? f.hidden : 0); }
-
-  Size block_size() const {
-    Size size = 0;
-    for (int p = 0; p < Cell::panels; p++) size += 2 * W * depth(p);
-    return size;
-  }
-
+  static constexpr bool by_x(int panel) { return panel < Cell::by_x; }
+  static constexpr bool by_h(int panel) { return panel >= Cell::panels - Cell::by_h; }
+  Size depth(int panel) const { return (by_x(panel) ? f.inputs : 0) + (by_h(panel) ? f.hidden : 0); }
+  Size block_size() const { return 2 * W * (Cell::by_x * f.inputs + Cell::by_h * f.hidden); }
   Size packed() const { return blocks * (block_size() + z_row); }
 
-  // The weights of one block of units, panel by panel, x's rows above h's, zero where there are no more units.
+  // The weights of one block of units, x's rows above h's, zero where there are no more units.
   void pack(Size block) const {
     S* to = f.packed + block * block_size();
-    const Size width = products(f.kind) * f.hidden;
     for (int p = 0; p < Cell::panels; p++) {
-      const S* sources[2] = {Cell::by_x[p] ? f.w_x : nullptr, Cell::by_h[p] ? f.w_h : nullptr};
-      const Size depths[2] = {f.inputs, f.hidden};
-      for (int s = 0; s < 2; s++) {
-        if (!sources[s]) continue;
-        for (Size k = 0; k < depths[s]; k++) {
-          for (const Column& column : Cell::columns[p]) {
-            const Size unit = block * per_block + column.sub * W;
-            const S* from = sources[s] + k * width + column.gate * f.hidden;
-            store(to, unit < f.hidden ? load(from + unit, f.hidden - unit) : Vec<S>{});
-            to += W;
-          }
-        }
-      }
-      for (int v = 0; v < 2; v++) {
-        const Column& column = Cell::columns[p][v];
-        const Size unit = block * per_block + column.sub * W;
-        const S* from = f.b + column.bias * f.hidden;
-        store(bias + block * z_row + (2 * p + v) * W,
-              unit < f.hidden ? load(from + unit, f.hidden - unit) : Vec<S>{});
+      if (by_x(p)) to = pack(to, block, f.w_x, f.inputs, p);
+      if (by_h(p) && !ahead) to = pack(to, block, f.w_h, f.hidden, p);
+    }
+    for (int p = 0; p < Cell::panels; p++) {
+      if (by_h(p) && ahead) to = pack(to, block, f.w_h, f.hidden, p);
+    }
+    for (int v = 0; v < 2 * Cell::panels; v++) {
+      store(bias + block * z_row + v * W, columns(f.b + Cell::column(v).bias * f.hidden, block, v));
+    }
+  }
+
+  // The part of a panel that one factor meets; returns where it ends.
+  S* pack(S* to, Size block, const S* from, Size depth, int panel) const {
+    for (Size k = 0; k < depth; k++, from += products(f.kind) * f.hidden) {
+      for (int v = 2 * panel; v < 2 * panel + 2; v++, to += W) {
+        store(to, columns(from + Cell::column(v).gate * f.hidden, block, v));
       }
     }
+    return to;
+  }
+
+  INLINE Vec<S> columns(const S* row, Size block, int v) const {
+    const Size unit = block * per_block + Cell::column(v).sub * W;
+    return unit < f.hidden ? load(row + unit, f.hidden - unit) : Vec<S>{};
   }
 
   Size time(Size step) const { return f.reverse ? f.steps - 1 - step : step; }
@@ -198,48 +195,55 @@ struct Walk {
     }
     if (!ahead || step % ahead) return;
     const Size count = least(ahead, f.steps - step), lowest = f.reverse ? time(step + count - 1) : t;
-    const Factor<S> x = {f.x + lowest * f.batch * f.inputs, f.inputs, f.inputs}, none = {f.x, 0, 0};
+    const S* all = f.x + (lowest * f.batch + first) * f.inputs;
+    if (rows < f.batch) {  // those of these rows, without the others between
+      for (Size s = 0; s < count; s++) {
+        for (Size i = 0; i < rows * f.inputs; i++) x[s * rows * f.inputs + i] = all[s * f.batch * f.inputs + i];
+      }
+      all = x;
+    }
     for (Size block = 0; block < blocks; block++) {
-      const S* panel = f.packed + block * block_size();
-      for (int p = 0; p < Cell::panels; p++) {
-        multiply<S>(count * rows, 1, Cell::by_x[p] ? x : none, none, panel, 0,
-                    {bias + block * z_row + 2 * p * W, 0, 0}, {z + block * slot + 2 * p * W, z_row, 0});
-        panel += 2 * W * depth(p);
+      multiply<S>(count * rows, Cell::by_x, {all, f.inputs, f.inputs}, {all, 0, 0},
+                  {f.packed + block * block_size(), 2 * W * f.inputs}, {bias + block * z_row, 0, 2 * W},
+                  {z + block * slot, z_row, 2 * W});
+      for (int p = Cell::by_x; p < Cell::panels; p++) {  // panels without x are their bias
+        for (Size r = 0; r < count * rows; r++) {
+          for (Size v = 2 * p; v < 2 * p + 2; v++) {
+            store(z + block * slot + r * z_row + v * W, load(bias + block * z_row + v * W));
+          }
+        }
       }
     }
   }
 
   template <bool emit>
   void units(Size step) const {
-    const Size t = time(step), size = block_size();
+    const Size t = time(step);
     const S* old = h[step & 1];
     Size inside = 0;  // the step's place among those that met x together
     if (ahead) {
       const Size begun = step - step % ahead, count = least(ahead, f.steps - begun);
       inside = f.reverse ? count - 1 - (step - begun) : step - begun;
     }
-    const Size several = panels_at_once(rows);
-    for (Size block = 0; block < blocks;) {
-      const Size count = block + several <= blocks ? several : 1;
+    const S* panel = f.packed;
+    for (Size block = 0; block < blocks; block++) {
       S* pre = z + (ahead ? block * slot : 0) + inside * rows * z_row;
-      const S* panel = f.packed + block * size;
-      for (int p = 0; p < Cell::panels; p++) {
-        const Factor<S> none = {old, 0, 0};
-        const Factor<S> by_x = {f.x + (t * f.batch + first) * f.inputs, f.inputs, f.inputs};
-        const Factor<S> by_h = Cell::by_h[p] ? Factor<S>{old, padded, f.hidden} : none;
-        S* sums = pre + 2 * p * W;
-        if (!ahead) {
-          multiply<S>(rows, count, Cell::by_x[p] ? by_x : none, by_h, panel, size,
-                      {bias + block * z_row + 2 * p * W, 0, z_row}, {sums, z_row, slot});
-        } else if (Cell::by_h[p]) {
-          const S* below = panel + (Cell::by_x[p] ? 2 * W * f.inputs : 0);
-          multiply<S>(rows, count, none, by_h, below, size, {sums, z_row, slot}, {sums, z_row, slot});
+      const Factor<S> none = {old, 0, 0}, from_h = {old, padded, f.hidden};
+      if (ahead) {
+        S* sums = pre + 2 * W * (Cell::panels - Cell::by_h);
+        panel += 2 * W * Cell::by_x * f.inputs;
+        multiply<S>(rows, Cell::by_h, none, from_h, {panel, 2 * W * f.hidden}, {sums, z_row, 2 * W},
+                    {sums, z_row, 2 * W});
+        panel += 2 * W * Cell::by_h * f.hidden;
+      } else {
+        const Factor<S> from_x = {f.x + (t * f.batch + first) * f.inputs, f.inputs, f.inputs};
+        for (int p = 0; p < Cell::panels; p++) {
+          multiply<S>(rows, 1, by_x(p) ? from_x : none, by_h(p) ? from_h : none, {panel, 0},
+                      {bias + block * z_row + 2 * p * W, 0, 0}, {pre + 2 * p * W, z_row, 0});
+          panel += 2 * W * depth(p);
         }
-        panel += 2 * W * depth(p);
       }
-      for (Size n = 0; n < count; n++, block++) {
-        for (Size r = 0; r < rows; r++) cell<emit>(t, step, r, block, pre + n * slot + r * z_row);
-      }
+      for (Size r = 0; r < rows; r++) cell<emit>(t, step, r, block, pre + r * z_row);
     }
   }
 
@@ -297,9 +301,12 @@ INLINE auto walk(const Forward<S>& f, Size first, Size rows, S* scratch, Call ca
   switch (f.kind) {
     case kLstm: return call(Walk<S, Lstm>(f, first, rows, scratch));
     case kGru: return call(Walk<S, Gru>(f, first, rows, scratch));
-    case kRnn: return call(Walk<S, Rnn<false>>(f, first, rows, scratch));
-    default: return call(Walk<S, Rnn<true>>(f, first, rows, scratch));
+    default: break;
   }
+  if (f.at_once < kRows) {
+    return f.kind == kRnn ? call(Walk<S, Rnn<false, 4>>(f, first, rows, scratch)) : call(Walk<S, Rnn<true, 4>>(f, first, rows, scratch));
+  }
+  return f.kind == kRnn ? call(Walk<S, Rnn<false, 1>>(f, first, rows, scratch)) : call(Walk<S, Rnn<true, 1>>(f, first, rows, scratch));
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -322,7 +329,7 @@ struct Back {
     zero = h[1] + rows * padded;
   }
 
-  Size scratch() const { return 3 * rows * padded + 2 * W * panels_at_once(rows); }
+  Size scratch() const { return 3 * rows * padded + 2 * W; }
   Size blocks() const { return padded / (2 * W); }
   Size depth() const { return products(f.kind) * f.hidden; }
   Size packed() const { return blocks() * 2 * W * depth(); }
@@ -426,13 +433,11 @@ struct Back {
     // Of the GRU's four, the third does not see h.
     const Factor<S> head = {dz, wide, gru ? 2 * f.hidden : wide};
     const Factor<S> tail = {gru ? dz + 3 * f.hidden : dz, gru ? wide : 0, gru ? f.hidden : 0};
-    const Size step = 2 * W * depth();
-    for (Size block = 0; block < blocks();) {
-      const Size several = panels_at_once(rows), count = block + several <= blocks() ? several : 1;
+    const Size together = rows < kRows ? 4 : 1;
+    for (Size block = 0; block < blocks(); block += together) {
       const Place<const S> from = gru ? Place<const S>{h[0] + block * 2 * W, padded, 2 * W} : Place<const S>{zero, 0, 0};
-      multiply<S>(rows, count, head, tail, f.packed + block * step, step, from,
-                  {h[1] + block * 2 * W, padded, 2 * W});
-      block += count;
+      multiply<S>(rows, least(together, blocks() - block), head, tail,
+                  {f.packed + block * 2 * W * depth(), 2 * W * depth()}, from, {h[1] + block * 2 * W, padded, 2 * W});
     }
   }
 };

@@ -110,12 +110,12 @@ class Threads {
 };
 
 // How many rows a thread takes at once through all of time: as many as keep a panel of the weights busy, but all threads
-// the same.
+// the same. One or two rows wait for the weights as long as four do, and are not worth a thread.
 Size rows_at_once(Size batch, Size threads) {
-  constexpr Size kMost = 48;
+  constexpr Size kMost = 48, kLeast = 3;
   Size parts = std::max<Size>(1, (batch + kMost - 1) / kMost);
   parts = (parts + threads - 1) / threads * threads;
-  return std::max<Size>(1, (batch + parts - 1) / parts);
+  return std::max<Size>({1, (batch + parts - 1) / parts, std::min(batch, kLeast)});
 }
 
 template <typename S>
@@ -144,10 +144,10 @@ void forward(ffi::ThreadPool& pool, Forward<S> f) {
   const Kernels<S>& k = kernels<S>();
   const Size depth = f.inputs + f.hidden, wide = products(f.kind) * f.hidden;
   Threads threads(pool, f.steps * f.batch * depth * wide);
+  const Size rows = f.at_once = rows_at_once(f.batch, threads.count());
   Scratch<S> packed(k.packed(f));
   f.packed = packed.get();
   threads.run(k.pack_parts(f), [&](Size part) { k.pack(f, part); });
-  const Size rows = rows_at_once(f.batch, threads.count());
   threads.run((f.batch + rows - 1) / rows, [&](Size part) {
     const Size first = part * rows, count = std::min(rows, f.batch - first);
     Scratch<S> scratch(k.scratch(f, count));
@@ -204,7 +204,7 @@ ffi::Error Run(ffi::ThreadPool pool, Buffer x, Buffer w_x, Buffer w_h, Buffer b,
   }
   return by_dtype(x, [&](auto zero) {
     using S = decltype(zero);
-    forward<S>(pool, {kind, T, B, I, H, reverse, states, data<S>(x), data<S>(w_x), data<S>(w_h), data<S>(b),
+    forward<S>(pool, {kind, T, B, I, H, B, reverse, states, data<S>(x), data<S>(w_x), data<S>(w_h), data<S>(b),
                       data<S>(start_c), data<S>(start_h), data<S>(fresh_c), data<S>(fresh_h), optional<bool>(valid),
                       optional<bool>(reset), data<S>(final_c), data<S>(final_h), data<S>(h), optional<S>(c),
                       optional<S>(k), optional<S>(k_state), optional<S>(k_c), optional<S>(h_before), nullptr});

@@ -174,13 +174,18 @@ INLINE Gate<S> hyperbolic(Vec<S> z) {
 // The micro-kernel: R rows times P panels of two vectors each, all sums in registers. Each number is one chain of
 // additions over the depth, in the same order whatever R and P are, so that bits depend on neither.
 
-constexpr Size kRows = 6;
-
 // The left factor: rows of so many numbers, this far apart.
 template <typename S>
 struct Factor {
   const S* a;
   Size stride, depth;
+};
+
+// The right factor: panels of two vectors a row, this far apart.
+template <typename S>
+struct Panels {
+  const S* at;
+  Size panel;
 };
 
 // Where the sums begin, or go: the distance from row to row, and from panel to panel.
@@ -191,7 +196,7 @@ struct Place {
 };
 
 template <typename S, int R, int P>
-void tile(Factor<S> first, Factor<S> second, const S* panel, Size panel_step, Place<const S> from, Place<S> to) {
+void tile(Factor<S> first, Factor<S> second, Panels<S> panels, Place<const S> from, Place<S> to) {
   constexpr Size W = Simd<S>::width;
   Vec<S> sum[P][R][2];
 #pragma GCC unroll 8
@@ -206,10 +211,10 @@ void tile(Factor<S> first, Factor<S> second, const S* panel, Size panel_step, Pl
   const Factor<S> factors[2] = {first, second};
   for (const Factor<S>& factor : factors) {
     const S* a = factor.a;
-    for (Size k = 0; k < factor.depth; k++, panel += 2 * W) {
+    for (Size k = 0; k < factor.depth; k++, panels.at += 2 * W) {
 #pragma GCC unroll 8
       for (int p = 0; p < P; p++) {
-        const Vec<S> w0 = load(panel + p * panel_step), w1 = load(panel + p * panel_step + W);
+        const Vec<S> w0 = load(panels.at + p * panels.panel), w1 = load(panels.at + p * panels.panel + W);
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++) {
           const Vec<S> ar = fill<S>(a[r * factor.stride + k]);
@@ -230,26 +235,32 @@ void tile(Factor<S> first, Factor<S> second, const S* panel, Size panel_step, Pl
   }
 }
 
-// How many panels are taken at once: few rows are few chains, and the processor wants eight or more.
-INLINE Size panels_at_once(Size rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
-
 template <typename S>
-using Tile = void (*)(Factor<S>, Factor<S>, const S*, Size, Place<const S>, Place<S>);
+using Tile = void (*)(Factor<S>, Factor<S>, Panels<S>, Place<const S>, Place<S>);
 
-// Any number of rows, in tiles of about the same height, times `panels` panels: 1, or panels_at_once(rows).
+// Any number of rows times any number of panels, in tiles of about the same size: of six rows and one panel, or of fewer
+// rows, which are few chains where the processor wants eight or more, and more panels.
 template <typename S>
-void multiply(Size rows, Size panels, Factor<S> first, Factor<S> second, const S* panel, Size panel_step,
-                     Place<const S> from, Place<S> to) {
-  static constexpr Tile<S> one[kRows] = {tile<S, 1, 1>, tile<S, 2, 1>, tile<S, 3, 1>,
-                                         tile<S, 4, 1>, tile<S, 5, 1>, tile<S, 6, 1>};
-  static constexpr Tile<S> several[3] = {tile<S, 1, 4>, tile<S, 2, 2>, tile<S, 3, 2>};
-  const Size tiles = up(rows, kRows);
-  for (Size n = 0, r = 0; n < tiles; n++) {
-    const Size height = (rows - r + tiles - n - 1) / (tiles - n);
+void multiply(Size rows, Size count, Factor<S> first, Factor<S> second, Panels<S> panels, Place<const S> from,
+              Place<S> to) {
+  static constexpr Size most_panels[kRows] = {4, 3, 2, 1, 1, 1};
+  static constexpr Tile<S> tiles[kRows][4] = {
+      {tile<S, 1, 1>, tile<S, 1, 2>, tile<S, 1, 3>, tile<S, 1, 4>},
+      {tile<S, 2, 1>, tile<S, 2, 2>, tile<S, 2, 3>},
+      {tile<S, 3, 1>, tile<S, 3, 2>},
+      {tile<S, 4, 1>}, {tile<S, 5, 1>}, {tile<S, 6, 1>}};
+  const Size down = up(rows, kRows);
+  for (Size n = 0, r = 0; n < down; n++) {
+    const Size height = (rows - r + down - n - 1) / (down - n), across = up(count, most_panels[height - 1]);
     const Factor<S> f = {first.a + r * first.stride, first.stride, first.depth};
     const Factor<S> s = {second.a + r * second.stride, second.stride, second.depth};
-    (panels > 1 ? several : one)[height - 1](f, s, panel, panel_step, {from.at + r * from.row, from.row, from.panel},
-                                             {to.at + r * to.row, to.row, to.panel});
+    for (Size m = 0, p = 0; m < across; m++) {
+      const Size width = (count - p + across - m - 1) / (across - m);
+      tiles[height - 1][width - 1](f, s, {panels.at + p * panels.panel, panels.panel},
+                                   {from.at + r * from.row + p * from.panel, from.row, from.panel},
+                                   {to.at + r * to.row + p * to.panel, to.row, to.panel});
+      p += width;
+    }
     r += height;
   }
 }

@@ -14,10 +14,13 @@ constexpr Size gates(Size kind) { return kind == kLstm || kind == kGru ? 4 : 1; 
 // How many gates read x, and as many read h: two of the GRU's pre-activations are one product apart.
 constexpr Size products(Size kind) { return kind == kGru ? 3 : gates(kind); }
 
-// The forward recurrence. Arrays are [T, B, ...] or [B, ...], row by row; one that is not wanted is null.
+// The rows of a tile of the micro-kernel. A thread that has fewer takes more of the units at once.
+constexpr Size kRows = 6;
+
+// The forward recurrence, by threads that take `at_once` rows of the batch or fewer. Arrays are [T, B, ...] or [B, ...], row by row; one that is not wanted is null.
 template <typename S>
 struct Forward {
-  Size kind, steps, batch, inputs, hidden;
+  Size kind, steps, batch, inputs, hidden, at_once;
   bool reverse, states;
   const S *x, *w_x, *w_h, *b, *start_c, *start_h, *fresh_c, *fresh_h;
   const bool *valid, *reset;
