@@ -12,7 +12,7 @@ from lstmjax.cells.base import Cell, Recurrence
 from lstmjax.gradients import scaled
 from lstmjax.gradients.linear import as_cell, blanked
 from lstmjax.gradients.scaled import at_highest_precision
-from lstmjax.recurrence.inputs import as_sequence, prepare
+from lstmjax.recurrence.inputs import as_sequence, prepare, time_and_batch
 from lstmjax.recurrence.scan import Timeline, over_time, plain_scan, restored, select
 from lstmjax.typing import Params, State
 from lstmjax.unroll import record_state
@@ -126,15 +126,18 @@ def gate_statistics(
     """
     params, xs, state = scaled.wide((params, xs, state))
     cell = _checked(cell, state, gates)
-    values, taken = _gate_values(cell, gates, params, as_sequence(cell, xs, state, lengths, mask, resets))
+    sequence = as_sequence(cell, xs, state, lengths, mask, resets)
+    values, taken = _gate_values(cell, gates, params, sequence)
+    if taken is None:
+        steps, batch = time_and_batch(cell, sequence.xs)
+        taken = jnp.ones((steps, *batch), bool)
     keeps = keeps or getattr(cell.step, "keeps", None)
     with jax.debug_nans(False):  # NaN where no step was taken is what was promised
         return {name: _statistics(g, taken, name == keeps) for name, g in values.items() if name != "candidate"}
 
 
 @partial(jax.jit, static_argnums=2)
-def _statistics(gate: Array, taken: Array | None, keeps: bool) -> GateStatistics:
-    taken = jnp.ones(gate.shape[:-1], bool) if taken is None else taken
+def _statistics(gate: Array, taken: Array, keeps: bool) -> GateStatistics:
     over, count = tuple(range(taken.ndim)), taken.sum().astype(gate.dtype)
 
     def mean(values):

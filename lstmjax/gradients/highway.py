@@ -99,7 +99,7 @@ def _cell_highway(linear: Linearised) -> CellHighway:
     def along(pair):
         """The highway's own rows: ∏ f on the diagonal of c, nothing in h."""
         product, exponent = pair
-        return units._replace(c=units.c * product[..., None]), exponent
+        return units._replace(c=units.c * jnp.expand_dims(product, linear.batch_axes)), exponent
 
     def measure(product, rest):
         whole = scaled.add(along(product), rest)
