@@ -49,7 +49,8 @@ def gradient_row(
         params: its parameters.
         xs: ``[T, *B, I]`` inputs, T at least 2: always the same ones, or the numbers move with them.
         loss_fn: ``states -> scalar`` over the history with the initial state in front, as for
-            :func:`~lstmjax.gradients.adjoint_norms`. Sum over rows.
+            :func:`~lstmjax.gradients.adjoint_norms`. Sum over rows. Of the last states alone, or what is fitted against
+            the lag is no decay.
         state: the state before the first step; the cell's initial state unless given.
         lengths: as for :func:`~lstmjax.unroll`; a lag counts from each row's own end.
         mask: as for :func:`~lstmjax.unroll`.
