@@ -332,7 +332,7 @@ def half_lives(records: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def shaded_text(text: str, values: NDArray, *, label: str, signed: bool = False, columns: int = 60) -> Figure:
+def shaded_text(text: str, values: Any, *, label: str, signed: bool = False, columns: int = 60) -> Figure:
     """A text with every letter on a ground as dark as its value, and a bar that says what a shade means.
 
     Args:
