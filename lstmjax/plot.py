@@ -16,7 +16,7 @@ try:
 except ImportError as error:
     raise ImportError(f"figures want matplotlib: pip install 'lstmjax[plots]' ({error})") from error
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, MaxNLocator
+from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator
 from numpy.typing import NDArray
 
 STYLE: dict[Any, Any] = {
@@ -141,7 +141,7 @@ def bands(
         axes[0].set_ylabel(ylabel)
         if logarithmic:
             axes[0].yaxis.set_major_locator(MaxNLocator(7, integer=True))
-            axes[0].yaxis.set_major_formatter(lambda value, _: f"$10^{{{value:.0f}}}$")
+            axes[0].yaxis.set_major_formatter(lambda value, _: f"$10^{{{value:.3g}}}$")
         _shared_legend(figure, axes, names, columns=3 if len(panels) == 1 else 6)
     return figure
 
@@ -287,10 +287,12 @@ def fixed_points(points: Any, states: Any = None) -> Figure:
 def half_lives(records: Sequence[Mapping[str, Any]]) -> Figure:
     """How half-lives move while a network trains: a line for each part of the state, a band over rows.
 
+    Where a gradient does not shrink, its half-life is infinite, and line or band leave the picture by the top; where
+    it is so in every row, there is none.
+
     Args:
         records: those of a run, or the lines of its file, some of which hold ``step`` and what
-            :func:`~lstmjax.gradients.gradient_row` measured, under any prefix. Where a gradient does not shrink, there
-            is no line.
+            :func:`~lstmjax.gradients.gradient_row` measured, under any prefix.
 
     Returns:
         The figure.
@@ -308,16 +310,29 @@ def half_lives(records: Sequence[Mapping[str, Any]]) -> Figure:
     middles = [key.removesuffix("_least") for key in keys if key.endswith("_least")]
     if not middles:
         raise ValueError("no record holds a half_life_…; wanted those of a run that watches gradient_row")
+    most = max((r[key] for r in rows for key in keys if key in r and np.isfinite(r[key])), default=1.0)
     curves = {}
     for key in middles:
         of = [r for r in rows if key in r]
         # Of these three the median is the middle one.
         lives = np.array([[float(r[k]) for r in of] for k in (key, f"{key}_least", f"{key}_greatest")])
-        curves[key.split("half_life_")[-1]] = Curve(np.array([r["step"] for r in of]), np.log10(lives))
-    return bands({"": curves}, xlabel="step of training", ylabel="half-life of the gradient (steps back)")
+        # What does not end leaves the picture by the top; of all rows alike, null may as well stand for no number.
+        lives[:, np.isposinf(lives).all(axis=0)] = np.nan
+        lives = np.where(np.isposinf(lives), 1e3 * most, lives)
+        curves[key.split("half_life_")[-1]] = Curve(np.array([r["step"] for r in of]), lives)
+    figure = bands(
+        {"": curves}, xlabel="step of training", ylabel="half-life of the gradient (steps back)", logarithmic=False
+    )
+    (axis,) = figure.axes
+    axis.set_yscale("log")
+    axis.set_ylim(top=1.5 * most)
+    axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.yaxis.set_minor_locator(FixedLocator([]))
+    return figure
 
 
-def shaded_text(text: str, values: NDArray, *, label: str, signed: bool = False, columns: int = 60) -> Figure:
+def shaded_text(text: str, values: Any, *, label: str, signed: bool = False, columns: int = 60) -> Figure:
     """A text with every letter on a ground as dark as its value, and a bar that says what a shade means.
 
     Args:

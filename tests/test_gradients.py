@@ -166,6 +166,12 @@ class TestDecayFit:
         np.testing.assert_allclose(fit.rate, -0.2, rtol=1e-5)
         assert int(fit.points) == np.isfinite(y).sum()
 
+    def test_the_spread_over_seeds_and_rows(self):
+        rates = np.array([[-0.5, 0.1, -0.25], [-0.3, -0.2, np.nan]])
+        bar = decay_fit(self.lags, np.float32(rates[..., None] * self.lags)).spread()
+        np.testing.assert_allclose(bar[:3], [-0.25, -0.5, 0.1], rtol=1e-5)
+        np.testing.assert_allclose(bar[3:], [np.log(2) / 0.25, np.log(2) / 0.5, np.inf], rtol=1e-5)
+
     def test_no_line_through_nothing(self):
         fit = decay_fit(self.lags, np.full(200, -np.inf, np.float32))
         assert np.isnan([fit.rate, fit.half_life, fit.r2]).all()

@@ -1,7 +1,5 @@
 """The row of numbers to watch while a network trains: each against the tool of which it is the summary."""
 
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -177,8 +175,21 @@ def test_half_lives_in_a_figure():
         {"step": n, "g/half_life_h": 2.0 * n, "g/half_life_h_least": 1.0 * n, "g/half_life_h_greatest": None}
         for n in (10, 20)
     ]
-    figure = plot.half_lives([*records, {"step": 30, "loss": 1.0}])
+    nothing = dict.fromkeys(records[0], None) | {"step": 40}
+    figure = plot.half_lives([*records, {"step": 30, "loss": 1.0}, nothing])
     (line,) = figure.axes[0].lines
-    np.testing.assert_allclose(line.get_xydata(), [[10, math.log10(20)], [20, math.log10(40)]])
+    np.testing.assert_allclose(line.get_xydata(), [[10, 20], [20, 40]])
+    assert figure.axes[0].get_ylim()[1] == 60  # half of the rows have none, and the band goes on
+    assert figure.axes[0].collections[0].get_paths()[0].vertices[:, 1].max() > 1000
+    assert "20" in [label.get_text() for label in figure.axes[0].get_yticklabels()]
     with pytest.raises(ValueError, match="no record holds a half_life"):
         plot.half_lives([{"step": 1}])
+
+
+def test_decades_that_are_no_whole_numbers_are_told_apart():
+    from lstmjax import plot
+
+    curve = plot.Curve(np.arange(3), np.array([[0.1, 0.5, 0.9]]))
+    (axis,) = plot.bands({"": {"a": curve}}, xlabel="x", ylabel="y").axes
+    labels = [label.get_text() for label in axis.get_yticklabels()]
+    assert len(set(labels)) == len(labels)

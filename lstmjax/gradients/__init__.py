@@ -15,7 +15,7 @@
 
 from lstmjax.gradients.adjoint import adjoint_norms
 from lstmjax.gradients.bptt import TruncationBias, per_step_param_grads, truncation_bias, truncation_window
-from lstmjax.gradients.decay import DecayFit, decay_fit
+from lstmjax.gradients.decay import DecayFit, Spread, decay_fit
 from lstmjax.gradients.depth import DepthNorms, depth_norms, feed_forward
 from lstmjax.gradients.differences import Difference, rate_differences
 from lstmjax.gradients.dynamics import FixedPoints, entropy_rate, fixed_points, kaplan_yorke_dimension
@@ -44,6 +44,7 @@ __all__ = [
     "MemoryCapacity",
     "OutputState",
     "PrecisionAudit",
+    "Spread",
     "TruncationBias",
     "adjoint_norms",
     "cell_highway",

@@ -13,7 +13,7 @@ from jaxtyping import Array
 from lstmjax.cells.base import Cell
 from lstmjax.gradients import scaled
 from lstmjax.gradients.adjoint import adjoint_norms
-from lstmjax.gradients.decay import decay_fit, half_life
+from lstmjax.gradients.decay import decay_fit
 from lstmjax.gradients.gates import gate_statistics
 from lstmjax.gradients.linear import Linearised, as_cell, linearised
 from lstmjax.gradients.scaled import at_highest_precision
@@ -49,7 +49,8 @@ def gradient_row(
         params: its parameters.
         xs: ``[T, *B, I]`` inputs, T at least 2: always the same ones, or the numbers move with them.
         loss_fn: ``states -> scalar`` over the history with the initial state in front, as for
-            :func:`~lstmjax.gradients.adjoint_norms`. Sum over rows.
+            :func:`~lstmjax.gradients.adjoint_norms`. Sum over rows. Of the last states alone, or what is fitted against
+            the lag is no decay.
         state: the state before the first step; the cell's initial state unless given.
         lengths: as for :func:`~lstmjax.unroll`; a lag counts from each row's own end.
         mask: as for :func:`~lstmjax.unroll`.
@@ -126,10 +127,10 @@ def _decay(part: str, norms: Array, lengths: Any) -> dict[str, Array]:
     at = jnp.broadcast_to(ends[None] - times[:, None], norms.shape)
     with jax.debug_nans(False):  # there is nothing beyond a row's own length
         by_lag = jnp.where(at >= 0, jnp.take_along_axis(norms, jnp.maximum(at, 0), axis=0), jnp.nan)
-        rates = decay_fit(times[1:], by_lag[1:].T).rate
+        spread = decay_fit(times[1:], by_lag[1:].T).spread()
         curve = jnp.nanmedian(by_lag, axis=1) / math.log(10)
-        lives = {"": jnp.nanmedian(rates), "_least": jnp.nanmin(rates), "_greatest": jnp.nanmax(rates)}
-        row = {f"half_life_{part}{which}": half_life(rate) for which, rate in lives.items()}
+    lives = {"": spread.half_life, "_least": spread.half_life_least, "_greatest": spread.half_life_greatest}
+    row = {f"half_life_{part}{which}": life for which, life in lives.items()}
     lags = {f"lag_{lag}_{part}": curve[lag] for lag in LAGS if lag < len(curve)}
     return row | lags | {f"by_lag_{part}": curve}
 
