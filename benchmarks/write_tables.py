@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import accelerators, gradient_study, half_precision, long_lag, throughput, training
+from benchmarks import accelerators, gradient_study, half_precision, long_lag, throughput, training, zoo
 from lstmjax.numerals import markdown_table
 from lstmjax.program import gradients
 
@@ -32,6 +32,11 @@ def memory_table() -> str:
 def long_lag_table() -> str:
     """Who solved what, after how many sequences."""
     return long_lag.format_table(read("long_lag.json")["summary"])
+
+
+def zoo_table() -> str:
+    """Every cell side by side."""
+    return zoo.format_table(read("zoo.json"))
 
 
 def training_table() -> str:
@@ -96,6 +101,7 @@ def speed_summary() -> str:
 TABLES: dict[str, tuple[str, Callable[[], str], bool]] = {
     "gradient norms": ("docs/results.md", gradient_table, True),
     "speed": ("README.md", speed_summary, False),
+    "zoo": ("docs/cells.md", zoo_table, False),
     "training": ("docs/results.md", training_summary, False),
     "half precision": ("docs/results.md", half_precision_table, False),
     **{f"study, {n}": ("benchmarks/README.md", study_table(n), True) for n in gradient_study.SECTIONS},
