@@ -21,7 +21,7 @@ SETTINGS = {
 }  # fmt: skip
 CELLS = {name: getattr(lstmjax, name)(H, **SETTINGS.get(name, {})) for name in (*ZOO, CONVOLUTIONAL)}
 # Two that are asked for most, one whose state is unlike its output, and one that runs by the plain scan.
-QUICK = ("lstm", "gru", "slstm", "lem")
+QUICK = ("lstm", "lem")
 
 LENGTHS = np.array([4, 2])
 MASK = np.array([[1, 1], [0, 1], [1, 0], [1, 1], [0, 1]], bool)
@@ -200,7 +200,7 @@ def test_every_option_and_transformation(name, x64):
 
 
 # More to compile. Of the cells that are asked for most, each instrument has tests of its own.
-@pytest.mark.parametrize("name", cases(CELLS, slow=set(CELLS) - {"slstm"}))
+@pytest.mark.parametrize("name", cases(CELLS, slow=set(CELLS)))
 def test_every_instrument(name, x64):
     found = compiled(lambda args: instruments(CELLS[name], args), drawn(name)[1])
     for instrument, (value, identity) in found.items():

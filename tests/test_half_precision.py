@@ -11,6 +11,7 @@ pytest.importorskip("flax.linen")
 from benchmarks import half_precision as bench
 
 
+@pytest.mark.slow
 def test_errors_are_those_of_bfloat16_and_every_way_is_there(tmp_path, capsys):
     settings = bench.Settings(out=tmp_path, lengths=(6,), batch=2, inputs=3, hidden_size=4, seeds=2)
     with jax.numpy_dtype_promotion("standard"):  # Flax begins from a state in float32

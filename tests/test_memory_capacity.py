@@ -69,6 +69,7 @@ def test_the_estimate_is_that_of_the_theory_where_the_states_are_well_conditione
     assert abs(got.total - 6) < 4 * got.error < 0.1
 
 
+@pytest.mark.slow
 def test_its_error_is_that_of_many_runs(x64):
     # u² is no line of u: what the unit seems to remember scatters around nothing, by as much as is said.
     def square(params, state, x):

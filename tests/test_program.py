@@ -154,7 +154,7 @@ def test_a_run_cut_short_leaves_what_it_measured(tmp_path, monkeypatch, capsys):
     assert results["settings"]["complete"] is False
     assert {r["cell"] for r in results["records"]} == {"tanh RNN", "identity ReLU RNN"}
     assert "cut short" in (tmp_path / "gradient_norms.html").read_text()
-    assert "2 of 18 curves" in capsys.readouterr().err
+    assert "2 of 21 curves" in capsys.readouterr().err
 
 
 def test_underflow_is_said():
@@ -244,6 +244,7 @@ def test_one_step_has_no_half_life(table, tmp_path, capsys):
     assert re.search(r"^series.csv +rnn +- +- +- +-$", said, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_compare(table, tmp_path, capsys):
     with jax.numpy_dtype_promotion("standard"):  # as Optax wants it
         main(

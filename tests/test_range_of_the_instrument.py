@@ -185,7 +185,9 @@ class TestDerivatives:
     bare = lstmjax.lstm(3, w_h_init=ZEROS)  # no way but the highway
 
     # Truncation stops gradients, and so has no derivative that differences would show. Of the two rows one has a reset.
-    @pytest.mark.parametrize("name", [name for name in INSTRUMENTS if name != "truncation_bias"])
+    @pytest.mark.parametrize(
+        "name", cases([name for name in INSTRUMENTS if name != "truncation_bias"], slow=["jacobian_norms, matrix-free"])
+    )
     def test_with_respect_to_the_parameters(self, name, x64):
         params, xs, state = problem(CELL, (7, 2, 3))
         options = {"resets": self.resets} if name in WITH_LENGTHS else {"leading": 2}

@@ -34,9 +34,9 @@ def last(states):
 
 
 @pytest.mark.parametrize("name", cases(CELLS, slow=["linear", "gru"]))
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("options", cases(OPTIONS, slow=[name for name in OPTIONS if name != "mask and resets"]))
 def test_every_number_is_that_of_its_own_tool(name, options, x64):
-    cell = CELLS[name]
+    cell, options = CELLS[name], OPTIONS[options]
     params, xs, state = problem(cell, (40, 3, 3))
     row = jax.jit(lambda p: gradient_row(cell, p, xs, last, state, **options))(params)
     ends = options.get("lengths", np.full(3, 40))

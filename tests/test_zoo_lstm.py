@@ -137,11 +137,9 @@ named = pytest.mark.parametrize("name", cases(ZOO, slow=["conv_lstm 1", "conv_ls
 
 
 def drawn(name, dtype=jnp.float64):
-    """Parameters, inputs and a state; of an image's state the batch axes come from the cell."""
+    """Parameters, inputs and a state."""
     cell, space = ZOO[name][0], SPACE.get(name, ())
     params, xs, state = problem(cell, (T, B, *space, I), dtype=dtype)
-    if space:
-        _, _, state = problem(cell, (T, B, I), dtype=dtype)
     if name == "slstm":  # a normaliser is not negative
         state = state._replace(n=1 + abs(state.n))
     return params, xs, state

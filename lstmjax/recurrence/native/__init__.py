@@ -2,7 +2,7 @@
 
 Functions on arrays, to be traced: they have no derivative of their own. Time is the first axis, the batch is one axis,
 and all floating arrays are of one dtype, float32 or float64. The library is built with the package where there is a C++
-compiler, ``kernels.so`` beside this file; without it :func:`why_not` says so, and nothing here may be called.
+compiler, ``kernels.so`` beside this file; without it ``why_not`` says so, and nothing here may be called.
 
 A state is the tuple of its leaves, ``(c, h)`` or ``(h,)``, each ``[B, H]``.
 """
