@@ -61,7 +61,7 @@ def test_writes_table_progress_and_files(small):
     assert sorted(p.name for p in out.iterdir()) == [f"gradient_norms.{s}" for s in ("csv", "html", "json", "png")]
     for cell in HEADLINE:
         assert cell in done.stdout
-    assert "24/24" in done.stderr
+    assert "28/28" in done.stderr
     assert results["settings"]["complete"] is True
     assert results["environment"]["jax"]
 
@@ -71,7 +71,7 @@ def test_records_have_the_promised_form(small):
     _, out, results = small
     keys = ["cell", "input", "seed", "length", "lag", "log10_dL_dh", "log10_dL_dc", "log10_dL_ds"]
     assert all(list(r) == keys for r in results["records"])
-    assert len(results["records"]) == 6 * 2 * 2 * (6 + len(job.recorded_lags(40)))
+    assert len(results["records"]) == 7 * 2 * 2 * (6 + len(job.recorded_lags(40)))
     for r in results["records"]:
         assert 0 <= r["lag"] <= r["length"]
         if not r["cell"].startswith("LSTM") or r["lag"] == 0:

@@ -50,7 +50,7 @@ class DecayFit(NamedTuple):
     def spread(self) -> Spread:
         """The median of all fits, and the least and the greatest of them, over every axis.
 
-        >>> lags = jnp.arange(1, 50)
+        >>> lags = jnp.arange(1.0, 50)
         >>> rows = jnp.log(jnp.array([0.5, 0.9, 0.8]))[:, None] * lags  # a row of ln ‖g‖ for each seed
         >>> bar = decay_fit(lags, rows).spread()
         >>> print(f"{bar.half_life:.2f} steps, from {bar.half_life_least:.2f} to {bar.half_life_greatest:.2f}")

@@ -27,7 +27,7 @@ class InputNorms(NamedTuple):
 
     Attributes:
         step: ``[T, *B]`` ln ‖∂L/∂x_t‖₂ over all that the step reads.
-        feature: ``[T, *B, I]`` ln |∂L/∂x_ti|, in the form of the inputs.
+        feature: ``[T, *B, I]`` ``ln |∂L/∂x_ti|``, in the form of the inputs.
     """
 
     step: Array
