@@ -26,8 +26,8 @@ class FixedPoints(NamedTuple):
         fixed: ``[N]`` whether it is a fixed point; else a slow one.
         stable: ``[N]`` whether every eigenvalue of ∂F/∂s there is below 1 in size.
         eigenvalues: ``[N, n]`` of ∂F/∂s, complex, the largest first.
-        timescales: ``[N, n]`` ``−1/ln |λ|``, the steps in which a difference along that direction falls to 1/e; negative
-            where it grows to e times itself, ∞ where it stays, 0 where it is gone after one step.
+        timescales: ``[N, n]`` ``−1/ln |λ|``, the steps in which a difference along that direction falls to 1/e;
+            negative where it grows to e times itself, ∞ where it stays, 0 where it is gone after one step.
         periods: ``[N, n]`` ``2π/|arg λ|``, the steps in which it turns once; ∞ where it does not turn, 2 where
             λ < 0.
         starts: ``[N]`` from how many starts it was reached: how wide its basin is, as the search goes.
