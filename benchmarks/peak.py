@@ -1,30 +1,33 @@
 """The physical limit of a processor: the rate of its multiply-adds in registers, all cores at once."""
 
 import ctypes
+import functools
 import os
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from hatch_build import compiler
+
 ROUNDS = 200_000
 """Of a run: a few milliseconds."""
 
 
+@functools.cache
 def multiply_adds() -> tuple[Callable[[], None], float] | None:
     """A run of nothing but multiply-adds in float32, and how many floating-point operations it is of.
 
-    The processor's rate is that number over the time of the run. None without a C++ compiler, ``$CXX`` or ``c++``.
+    The processor's rate is that number over the time of the run. None without a C++ compiler.
     """
-    command = shutil.which(os.environ.get("CXX", "c++"))
+    command = compiler()
     if command is None:
         return None
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "peak.so"
         flags = ["-O3", "-march=native", "-ffp-contract=fast", "-shared", "-fPIC"]
-        subprocess.run([command, *flags, str(Path(__file__).with_suffix(".cc")), "-o", str(file)], check=True)
+        subprocess.run([*command, *flags, str(Path(__file__).with_suffix(".cc")), "-o", str(file)], check=True)
         library = ctypes.CDLL(str(file))
     library.operations_a_round.restype = ctypes.c_double
     library.multiply_add.argtypes = ctypes.c_long, ctypes.c_float

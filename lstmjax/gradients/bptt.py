@@ -47,9 +47,7 @@ def per_step_param_grads(
         loss_fn: ``states -> scalar`` over the history with the initial state in front, as for
             :func:`~lstmjax.gradients.adjoint_norms`.
         state: the state before the first step; the cell's initial state unless given.
-        lengths: as for :func:`~lstmjax.unroll`.
-        mask: as for :func:`~lstmjax.unroll`.
-        resets: as for :func:`~lstmjax.unroll`.
+        lengths, mask, resets: as for :func:`~lstmjax.unroll`.
 
     Returns:
         The parameters' own structure, each leaf with a leading time axis ``[T, ...]`` and float32 at least: T times the
@@ -129,9 +127,7 @@ def truncation_bias(
             :func:`~lstmjax.gradients.adjoint_norms`.
         windows: the k to compare.
         state: the state before the first step; the cell's initial state unless given.
-        lengths: as for :func:`~lstmjax.unroll`.
-        mask: as for :func:`~lstmjax.unroll`.
-        resets: as for :func:`~lstmjax.unroll`.
+        lengths, mask, resets: as for :func:`~lstmjax.unroll`.
 
     Returns:
         A :class:`TruncationBias`, float32 at least; right wherever the gradients themselves are finite.
@@ -209,9 +205,7 @@ def truncation_window(
         loss_fn: ``states -> scalar``.
         state: the state before the first step.
         keep: the share: 0.99 allows ‖g_k − g‖ ≤ 0.01 ‖g‖.
-        lengths: as for :func:`~lstmjax.unroll`.
-        mask: as for :func:`~lstmjax.unroll`.
-        resets: as for :func:`~lstmjax.unroll`.
+        lengths, mask, resets: as for :func:`~lstmjax.unroll`.
 
     Returns:
         The least k of 1, 2, 4, … and T for which it and all longer ones keep the share. T: no shorter one does.

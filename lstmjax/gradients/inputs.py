@@ -63,9 +63,7 @@ def input_norms(
         loss_fn: ``states -> scalar`` over the history with the initial state in front, as for
             :func:`~lstmjax.gradients.adjoint_norms`. Sum over rows.
         state: the state before the first step; the cell's initial state unless given.
-        lengths: as for :func:`~lstmjax.unroll`.
-        mask: as for :func:`~lstmjax.unroll`.
-        resets: as for :func:`~lstmjax.unroll`.
+        lengths, mask, resets: as for :func:`~lstmjax.unroll`.
 
     Returns:
         An :class:`InputNorms`, float32 at least.
@@ -158,9 +156,7 @@ def integrated_gradients(
         baseline: x̄, inputs of the form of ``xs``, or what spreads to them; zeros unless given.
         points: of the Gauss–Legendre quadrature, each the cost of a gradient. A trained network can want a hundred:
             ``gap`` tells.
-        lengths: as for :func:`~lstmjax.unroll`.
-        mask: as for :func:`~lstmjax.unroll`.
-        resets: as for :func:`~lstmjax.unroll`.
+        lengths, mask, resets: as for :func:`~lstmjax.unroll`.
 
     Returns:
         An :class:`IntegratedGradients`, float32 at least.

@@ -52,9 +52,7 @@ def gradient_row(
             :func:`~lstmjax.gradients.adjoint_norms`. Sum over rows. Of the last states alone, or what is fitted against
             the lag is no decay.
         state: the state before the first step; the cell's initial state unless given.
-        lengths: as for :func:`~lstmjax.unroll`; a lag counts from each row's own end.
-        mask: as for :func:`~lstmjax.unroll`.
-        resets: as for :func:`~lstmjax.unroll`.
+        lengths, mask, resets: as for :func:`~lstmjax.unroll`. S lag counts from each row's own end.
 
     Returns:
         Scalars but for ``by_lag``, float32 at least. ``P`` is each part of the state, ``c`` and ``h`` of an LSTM:
@@ -84,13 +82,14 @@ def gradient_row(
     """
     params, xs, state = scaled.wide((params, jax.tree.map(jnp.asarray, xs), state))
     lengths, mask, resets = (None if given is None else jnp.asarray(given) for given in (lengths, mask, resets))
-    steps, batch = time_and_batch(as_cell(cell, state), xs)
+    whole = as_cell(cell, state)  # of all rows: a bare step begins at the state, and fewer rows at a part of it
+    steps, batch = time_and_batch(whole, xs)
     if steps < 2:
         raise ValueError(f"xs holds {steps} steps; wanted at least two: a half-life is fitted over lags")
     options = {"lengths": lengths, "mask": mask, "resets": resets}
 
     def loss(params):
-        return loss_fn(state_history(as_cell(cell, state), params, xs, state, include_initial=True, **options))
+        return loss_fn(state_history(whole, params, xs, state, include_initial=True, **options))
 
     def first(rows):
         """The data of the first rows alone."""
@@ -107,7 +106,7 @@ def gradient_row(
         row |= _decay(name, part.reshape(steps + 1, -1), lengths)
     for name, leaf in _named(grads, "params").items():
         row[f"norm_{name}"] = jnp.exp(scaled.log_norm(leaf, jnp.zeros((), jnp.int32)))
-    if getattr(as_cell(cell, state).step, "gates", None) is not None:
+    if getattr(whole.step, "gates", None) is not None:
         few, state_few, of_few = first(FEW)
         for name, gate in gate_statistics(cell, params, few, state_few, **of_few).items():
             row |= {f"{name}_shut": gate.left_saturated.mean(), f"{name}_open": gate.right_saturated.mean()}

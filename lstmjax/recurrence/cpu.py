@@ -25,15 +25,17 @@ from lstmjax.typing import Params, State
 KINDS = {lstm(1).step: "lstm", gru(1).step: "gru", rnn(1).step: "rnn", rnn(1, activation=jax.nn.relu).step: "relu"}
 
 
-def kind_of(plan: Plan) -> str | None:
-    """The name the kernels have for a plan's cell, where they may serve it."""
-    if plan.implementation == "fused" or plan.scan_unroll is not None or not native.available():
-        return None
-    return KINDS.get(plan.parts.step)
+def may_serve(plan: Plan) -> bool:
+    """Whether the kernels serve a plan for some arguments."""
+    return plan.implementation != "fused" and _why_never(plan) is None
 
 
 def why_not(plan: Plan, arguments: Any) -> str | None:
     """Why the kernels do not serve a request, or None where they do."""
+    return _why_never(plan) or _why_not_these(arguments)
+
+
+def _why_never(plan: Plan) -> str | None:
     if not native.available():
         return native.why_not()
     if plan.parts.step not in KINDS:
@@ -42,6 +44,10 @@ def why_not(plan: Plan, arguments: Any) -> str | None:
         return "the kernels keep outputs or states of each step"
     if plan.scan_unroll is not None:
         return "scan_unroll is given, and the kernels have no loop of XLA's"
+    return None
+
+
+def _why_not_these(arguments: Any) -> str | None:
     params, start, _, timeline = arguments
     dtypes = {leaf.dtype for leaf in jax.tree.leaves((params, start, timeline.x))}
     if len(dtypes) > 1 or not dtypes <= {jnp.dtype(jnp.float32), jnp.dtype(jnp.float64)}:

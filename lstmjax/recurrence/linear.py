@@ -88,7 +88,7 @@ def _on(plan: Plan, platform: str | None, anywhere: Callable, on_cpu: Callable, 
     if platform is None:
         return anywhere
     if platform == "cpu":
-        return None if cpu.kind_of(plan) is None else on_cpu(plan, anywhere)
+        return on_cpu(plan, anywhere) if cpu.may_serve(plan) else None
     if plan.implementation == "native":
         raise ValueError(f"implementation is 'native', and the program is lowered for {platform}; wanted it for a CPU")
     return elsewhere(plan)
