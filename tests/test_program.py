@@ -514,8 +514,9 @@ def test_ctrl_c(tmp_path):
     command = [sys.executable, "-m", "lstmjax", "gradients", "--out", str(tmp_path), "--seeds", "50"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
     seen = ""
-    while not re.search(r"[1-9]\d*/900", seen):  # a curve has been measured
-        seen += process.stderr.read(1)
+    while not re.search(r" [1-9]\d*/\d", seen):  # a curve has been measured
+        assert (letter := process.stderr.read(1)), seen
+        seen += letter
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130
