@@ -69,7 +69,7 @@ def both(cell, record, *, reverse=False, **data):
 
 
 EVERY = list(itertools.product(CELLS, OPTIONS))
-QUICK = [("lstm", "reverse"), ("gru", "mask and resets"), ("projected", "reverse")]
+QUICK = [("lstm", "reverse"), ("gru", "mask and resets")]
 
 
 @pytest.mark.parametrize("case", cases(EVERY, slow=[case for case in EVERY if case not in QUICK]), ids=str)

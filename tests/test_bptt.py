@@ -16,7 +16,7 @@ from lstmjax.gradients import (
     precision_audit,
     truncation_bias,
 )
-from tests.cells import CELLS, MOST_CELLS, cases, problem
+from tests.cells import CELLS, EVERY_CELL, cases, problem
 
 MASK = np.arange(24).reshape(12, 2) % 5 != 1
 
@@ -25,7 +25,7 @@ def last(states):
     return jnp.sin(states.h[-1]).sum() + 0.1 * (states.h[3] ** 2).sum()
 
 
-@pytest.mark.parametrize("name", MOST_CELLS)
+@pytest.mark.parametrize("name", EVERY_CELL)
 def test_steps_sum_to_the_bptt_gradient(name, x64):
     cell = CELLS[name]
     args = problem(cell, (12, 2, 3))

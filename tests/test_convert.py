@@ -143,7 +143,7 @@ PEERS = [
 
 
 @pytest.fixture(
-    params=cases(PEERS, slow=[peer for peer in PEERS if peer[0] is keras]),
+    params=cases(PEERS, slow=[peer for peer in PEERS if peer[0] is keras or peer[1] in ("GRUCell", "SimpleCell")]),
     ids=[f"{peer[0].__name__} {peer[1]}" for peer in PEERS],
 )
 def peer(request):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lstmjax import convert, gru, lstm, projected_lstm, rnn, unroll_stack
-from tests.cells import compiled, problem, same
+from tests.cells import cases, compiled, problem, same
 
 onnx = pytest.importorskip("onnx")
 
@@ -69,7 +69,7 @@ def test_computed_as_here(op, layers, directions):
 
 @pytest.mark.parametrize("op", CELLS)
 @pytest.mark.parametrize(("layers", "directions"), [(1, 1), (2, 2)])
-@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("dtype", cases(["float16", "float32"], slow=["float16"]))
 def test_read_as_written(op, layers, directions, dtype):
     _, params, *_ = stack(op, layers, directions, jnp.dtype(dtype))
     model = convert.to_onnx(params, lengths=True)

@@ -41,8 +41,6 @@ def text(function, *args):
 EVERY = list(itertools.product(CELLS, OPTIONS))
 QUICK = [
     ("lstm", "lengths"),
-    ("lstm", "rematerialised"),
-    ("gru", "mask and resets"),
     ("rnn", "reverse"),
     ("relu", "plain"),
 ]

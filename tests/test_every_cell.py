@@ -20,8 +20,8 @@ SETTINGS = {
     "leaky_rnn": {"tau": 2.0}, "co_rnn": {"dt": 0.3, "gamma": 0.9, "epsilon": 0.4},
 }  # fmt: skip
 CELLS = {name: getattr(lstmjax, name)(H, **SETTINGS.get(name, {})) for name in (*ZOO, CONVOLUTIONAL)}
-# Two that are asked for most, one whose state is unlike its output, and one that runs by the plain scan.
-QUICK = ("lstm", "lem")
+# The one that is asked for most.
+QUICK = ("lstm",)
 
 LENGTHS = np.array([4, 2])
 MASK = np.array([[1, 1], [0, 1], [1, 0], [1, 1], [0, 1]], bool)

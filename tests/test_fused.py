@@ -10,7 +10,7 @@ import pytest
 import lstmjax
 from lstmjax import unroll
 from lstmjax.recurrence import linear
-from tests.cells import CELLS, MOST_CELLS, block_elements, cases, compiled, problem, same
+from tests.cells import CELLS, EVERY_CELL, block_elements, cases, compiled, problem, same
 from tests.cells import loss_of as loss_of_run
 
 
@@ -46,7 +46,7 @@ QUICK = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["lstm", "gru", "rnn"])
+@pytest.mark.parametrize("name", cases(["lstm", "gru", "rnn"], slow=["gru"]))
 @pytest.mark.parametrize("case", cases(EVERY, slow=[case for case in EVERY if case not in QUICK]))
 def test_equals_the_scan(name, case):
     options, elements = case
@@ -62,7 +62,7 @@ def test_equals_the_scan(name, case):
     same(*compiled(both, *problem(CELLS[name], (70, 2, 3))), 1e-11)
 
 
-@pytest.mark.parametrize("name", MOST_CELLS)
+@pytest.mark.parametrize("name", EVERY_CELL)
 def test_equals_the_scan_for_any_shape(name):
     cell = CELLS[name]
     shapes = [(9, 2, 3), (1, 3), (0, 2, 3), (2, 0, 3), (3, 1, 2, 3)]
@@ -80,7 +80,7 @@ def test_equals_the_scan_for_any_shape(name):
         same(got, wanted, 1e-11)
 
 
-@pytest.mark.parametrize("name", ["lstm", "gru", "rnn"])
+@pytest.mark.parametrize("name", cases(["lstm", "gru", "rnn"], slow=["gru"]))
 def test_second_order_equals_the_scan(name):
     cell = CELLS[name]
 

@@ -9,7 +9,7 @@ import pytest
 import lstmjax
 from lstmjax import unroll
 from lstmjax.gradients import adjoint_norms, decay_fit
-from tests.cells import CELLS, MOST_CELLS, cases, compiled, problem
+from tests.cells import CELLS, EVERY_CELL, cases, compiled, problem
 
 
 def norms_by_perturbation(cell, params, xs, loss_fn, state, **options):
@@ -31,7 +31,7 @@ def norms_by_perturbation(cell, params, xs, loss_fn, state, **options):
     return compiled(lambda zeros: jax.tree.map(lambda g: jnp.log(jnp.linalg.norm(g, axis=-1)), by_zeros(zeros)), zeros)
 
 
-@pytest.mark.parametrize("name", MOST_CELLS)
+@pytest.mark.parametrize("name", EVERY_CELL)
 def test_equals_the_plain_derivative(name, x64):
     cell = CELLS[name]
     params, xs, state = problem(cell, (9, 2, 3))
@@ -43,7 +43,7 @@ def test_equals_the_plain_derivative(name, x64):
     chex.assert_trees_all_close(got, norms_by_perturbation(cell, params, xs, last, state), atol=1e-10)
 
 
-@pytest.mark.parametrize("name", MOST_CELLS)
+@pytest.mark.parametrize("name", EVERY_CELL)
 def test_a_loss_at_every_step(name, x64):
     cell = CELLS[name]
     params, xs, state = problem(cell, (9, 2, 3))
@@ -71,6 +71,7 @@ def test_masks_and_resets(x64):
     assert np.isneginf(np.asarray(got.h)[:4, 0]).all()  # s_3 is replaced before x_3
 
 
+@pytest.mark.slow
 def test_lengths_are_truncation(x64):
     cell = CELLS["lstm"]
     params, xs, state = problem(cell, (9, 3, 3))
@@ -114,6 +115,7 @@ def test_a_linear_network_decays_and_explodes_as_its_matrix():
         np.testing.assert_allclose(norms.h, lags * np.log(a), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_bfloat16_and_jit_and_vmap():
     cell = CELLS["lstm"]
     params, xs, state = problem(cell, (50, 2, 3), dtype=jnp.bfloat16)

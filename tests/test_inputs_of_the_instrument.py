@@ -22,7 +22,7 @@ def every(states):
     return sum(jnp.sin(leaf).sum() for leaf in states)
 
 
-@pytest.mark.parametrize("name", cases(CELLS, slow=["linear", "gru"]))
+@pytest.mark.parametrize("name", cases(CELLS, slow=["linear", "gru", "lstm"]))
 @pytest.mark.parametrize("loss", [last, every])
 def test_equals_the_plain_derivative(name, loss, x64):
     cell = CELLS[name]
@@ -36,6 +36,7 @@ def test_equals_the_plain_derivative(name, loss, x64):
     np.testing.assert_allclose(got.step, np.log(np.linalg.norm(want, axis=-1)), atol=1e-10)
 
 
+@pytest.mark.slow
 def test_skipped_steps_and_resets(x64):
     cell = CELLS["lstm"]
     params, xs, state = problem(cell, (9, 2, 3))

@@ -114,6 +114,7 @@ def test_depth_of_stacked_recurrent_layers(x64):
         np.testing.assert_allclose(norms.gradient[layer], np.log(size), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_each_dtype_fails_where_its_numbers_end():
     # W_h = 0 and σ(b_f) = ½: the gradient of c is 2^-lag exactly, so every format ends at a lag one can name.
     cell = lstmjax.lstm(2, forget_bias=0.0, w_h_init=jax.nn.initializers.zeros)

@@ -11,7 +11,7 @@ from lstmjax import state_history
 from lstmjax.gradients import cell_highway, jacobian, jacobian_norms
 from lstmjax.gradients.linear import linearised
 from lstmjax.recurrence.scan import Timeline, advance
-from tests.cells import CELLS, HIDDEN, MOST_CELLS, cases, problem
+from tests.cells import CELLS, EVERY_CELL, HIDDEN, cases, problem
 
 
 def explicit(cell, params, xs, state, mask=None, resets=None, detach=False):
@@ -47,7 +47,7 @@ def blocks_of(matrix, names):
     return blocks
 
 
-@pytest.mark.parametrize("name", MOST_CELLS)
+@pytest.mark.parametrize("name", EVERY_CELL)
 def test_equals_the_product_of_step_jacobians(name, x64):
     cell = CELLS[name]
     args = problem(cell, (12, 2, 3))
@@ -60,6 +60,7 @@ def test_equals_the_product_of_step_jacobians(name, x64):
 
 
 @pytest.mark.parametrize("name", cases(["lstm", "gru"], slow=["gru"]))
+@pytest.mark.slow
 def test_without_the_matrix(name, x64):
     cell = CELLS[name]
     args = problem(cell, (40, 2, 3))
@@ -85,6 +86,7 @@ def test_a_linear_network_has_the_singular_values_of_its_matrix_powers(x64):
         np.testing.assert_allclose(got.frobenius["hh"][t], 0.5 * np.log((values**2).sum()), atol=1e-12)
 
 
+@pytest.mark.slow
 def test_lengths_are_truncation(x64):
     cell = CELLS["lstm"]
     params, xs, state = problem(cell, (9, 2, 3))
@@ -167,6 +169,7 @@ def test_without_recurrent_weights_the_highway_is_everything(x64):
     np.testing.assert_allclose(parts.log_forget[0] / 1000, np.log(1 / (1 + np.exp(-2.0))), atol=1e-12)
 
 
+@pytest.mark.slow
 def test_highway_with_lengths_and_resets(x64):
     cell = CELLS["lstm"]
     params, xs, state = problem(cell, (9, 2, 3))
@@ -179,7 +182,7 @@ def test_highway_with_lengths_and_resets(x64):
     assert jnp.isfinite(reset.full[4:]).all()
 
 
-@pytest.mark.parametrize("method", ["exact", "matrix-free"])
+@pytest.mark.parametrize("method", cases(["exact", "matrix-free"], slow=["matrix-free"]))
 def test_memory_for_all_lags_is_not_quadratic_in_time(method):
     run = {"exact": jacobian._exact, "matrix-free": jacobian._matrix_free}[method]
     cell = CELLS["lstm"]

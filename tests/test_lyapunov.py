@@ -8,7 +8,7 @@ from jax.test_util import check_grads
 
 import lstmjax
 from lstmjax.gradients import flossing_penalty, lyapunov_spectrum
-from tests.cells import CELLS, problem
+from tests.cells import CELLS, cases, problem
 
 
 def henon(params, state, x):
@@ -42,7 +42,7 @@ def test_a_linear_network_has_its_own_exponents(x64):
     np.testing.assert_allclose(got, np.log(values), atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["lstm", "gru"])
+@pytest.mark.parametrize("name", cases(["lstm", "gru"], slow=["lstm"]))
 def test_the_sum_is_the_mean_log_determinant(name, x64):
     cell = CELLS[name]
     params, xs, state = problem(cell, (30, 2, 3))

@@ -34,7 +34,7 @@ MODES = {
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", cases(CELLS, slow=["gru", "rnn", "projected"]))
 def test_values_and_gradients_in_a_mode(name, mode):
     cell = CELLS[name]
     params, xs, state = problem(cell, (6, 2, 3), dtype=jnp.float32)

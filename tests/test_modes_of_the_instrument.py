@@ -40,6 +40,7 @@ from lstmjax.gradients import (
     truncation_window,
     with_output,
 )
+from tests.cells import cases
 
 
 @pytest.fixture(autouse=True)
@@ -135,6 +136,8 @@ ON_THE_HOST = {
 }  # fmt: skip
 
 
+# What compiles longest.
+DEAR = ["jacobian_norms, matrix-free", "gradient_row", "truncation_bias", "cell_highway"]
 WITH_LENGTHS = [n for n in CALLS if "lengths" in inspect.signature(getattr(gradients, n.split(",")[0])).parameters]
 
 
@@ -143,17 +146,17 @@ def test_nothing_is_left_out():
     assert public == {name.split(",")[0] for name in CALLS} | set(ON_THE_HOST)
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", cases(CALLS, slow=DEAR))
 def test_under_jit(name):
     jax.block_until_ready(jax.jit(CALLS[name])(PARAMS, XS))
 
 
-@pytest.mark.parametrize("name", ON_THE_HOST)
+@pytest.mark.parametrize("name", cases(ON_THE_HOST, slow=["gradient_report", "precision_audit", "truncation_window"]))
 def test_on_the_host(name):
     assert ON_THE_HOST[name]()
 
 
-@pytest.mark.parametrize("name", WITH_LENGTHS)
+@pytest.mark.parametrize("name", cases(WITH_LENGTHS, slow=DEAR))
 def test_blanks_are_no_faults(name):
     # NaN after a row's end is what is promised, and no fault of the computation.
     got = CALLS[name](PARAMS, XS, lengths=LENGTHS, mask=MASK)

@@ -139,6 +139,7 @@ def ulps(value, exact):
     return np.abs(value.astype(exact.dtype) - exact) / np.spacing(np.abs(exact).astype(value.dtype)).astype(exact.dtype)
 
 
+@pytest.mark.slow
 def test_sigma_and_tanh_keep_their_digits_at_both_ends():
     """Every 61st float32 from 1e-30 to 104, both signs: 3 ulp, slopes 6, from 8 times the least normal number on."""
     low, high = np.float32([1e-30, 104]).view(np.int32)

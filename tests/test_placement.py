@@ -62,7 +62,7 @@ def close(got, want):
 DATA = (P(None, "data"), P("data"), P(None, "data"))
 
 
-@pytest.mark.parametrize("name", cases([*CELLS, "module"], slow=["gru", "projected"]))
+@pytest.mark.parametrize("name", cases([*CELLS, "module"], slow=["gru", "projected", "a step"]))
 def test_inside_shard_map(name):
     run, args = case(name)
     mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
@@ -78,7 +78,7 @@ def test_inside_shard_map(name):
 
 
 @pytest.mark.parametrize("axes", [AxisType.Explicit, AxisType.Auto], ids=str)
-@pytest.mark.parametrize("name", cases([*CELLS, "module"], slow=["gru", "a step"]))
+@pytest.mark.parametrize("name", cases([*CELLS, "module"], slow=["gru", "a step", "projected"]))
 def test_on_a_mesh(name, axes):
     run, args = case(name)
     want = jax.jit(run)(*args)

@@ -11,6 +11,7 @@ import pytest
 import lstmjax
 from lstmjax import gates, unroll
 from lstmjax.gradients import adjoint_norms
+from tests.cells import cases
 from tests.test_any_cell import weights
 
 SHUT = np.array([-87.0, -60.0, -18.0, -17.0, -14.0, -2.0, 0.0, 1.0, 9.0, 17.0, 40.0])
@@ -111,7 +112,7 @@ def test_the_memory_of_a_thousand_steps_in_a_narrow_format(dtype, implementation
 
 
 @pytest.mark.parametrize("implementation", ["fused", "scan"])
-@pytest.mark.parametrize("name", ["lstm", "gru", "rnn", "projected", "softplus"])
+@pytest.mark.parametrize("name", cases(MIXED := ["lstm", "gru", "rnn", "projected", "softplus"], slow=MIXED[1:4]))
 def test_weight_gradients_in_bfloat16(name, implementation):
     cell = {
         "lstm": lstmjax.lstm(16), "gru": lstmjax.gru(16), "rnn": lstmjax.rnn(16),

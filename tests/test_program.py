@@ -127,6 +127,7 @@ def test_the_text_is_the_same_under_every_python():
     assert series.shipped("characters").features == 103
 
 
+@pytest.mark.slow
 def test_cells_of_one_kind_compile_once():
     from lstmjax.gradients.adjoint import _norms_backwards
 
@@ -139,6 +140,7 @@ def test_cells_of_one_kind_compile_once():
     assert _norms_backwards._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_a_run_cut_short_leaves_what_it_measured(tmp_path, monkeypatch, capsys):
     def interrupted(plan, run=job.run):
         for count, measurement in enumerate(run(plan)):
@@ -178,6 +180,7 @@ def table(tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_a_page_of_ones_own_data_and_cell(table, tmp_path, capsys):
     (tmp_path / "my_cell.py").write_text(
         "import lstmjax\n\n\ndef make_cell(hidden_size):\n"
@@ -204,6 +207,7 @@ def test_a_page_of_ones_own_data_and_cell(table, tmp_path, capsys):
     assert re.search(r"series.csv +make_cell ", capsys.readouterr().out)
 
 
+@pytest.mark.slow
 def test_another_run_is_not_overwritten(table, tmp_path, capsys):
     run = ["gradients", "--data", str(table), "--cells", "rnn", "--out", str(tmp_path / "out"), *TINY]
     main(run)
@@ -515,7 +519,8 @@ def test_ctrl_c(tmp_path):
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
     seen = ""
     while not re.search(r" [1-9]\d*/\d", seen):  # a curve has been measured
-        assert (letter := process.stderr.read(1)), seen
+        letter = process.stderr.read(1)
+        assert letter, seen
         seen += letter
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)

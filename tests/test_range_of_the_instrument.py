@@ -56,6 +56,8 @@ INSTRUMENTS = {
 WITH_LENGTHS = [name for name in INSTRUMENTS if name not in ("lyapunov_spectrum", "flossing_penalty")]
 
 
+# What compiles longest.
+DEAR = ["jacobian_norms", "jacobian_norms, matrix-free", "truncation_bias", "cell_highway", "lyapunov_spectrum"]
 NARROW = ["bfloat16", "float16"]
 
 
@@ -63,7 +65,7 @@ class TestNarrowFloats:
     """Nothing is summed, and no matrix decomposed, in less than float32."""
 
     @pytest.mark.parametrize("dtype", cases(NARROW, slow=["float16"]))
-    @pytest.mark.parametrize("name", INSTRUMENTS)
+    @pytest.mark.parametrize("name", cases(INSTRUMENTS, slow=DEAR))
     def test_they_are_read_in_float32(self, name, dtype):
         narrow = problem(CELL, (6, 2, 3), dtype=jnp.dtype(dtype))
         wide = jax.tree.map(lambda a: jnp.asarray(np.asarray(a, np.float32)), narrow)
@@ -116,6 +118,7 @@ class TestRange:
         assert want.relative_error[0] > 0.01
         chex.assert_trees_all_close(got, want, rtol=1e-4)
 
+    @pytest.mark.slow
     def test_truncation_of_a_gradient_that_explodes(self):
         params = self.cell.init(jax.random.key(0), 3)
 
@@ -138,6 +141,7 @@ class TestRange:
         got = truncation_bias(CELL, args[0], args[1][:1], lambda states: states.h[1:].sum(), [1])
         assert all((leaf == 0).all() for leaf in got.by_leaf)
 
+    @pytest.mark.slow
     def test_training_in_a_report_is_clipped_at_any_size(self):
         # Steps of Adam do not depend on the size of a loss; clipped by a norm that overflows, they are all zero.
         def loss_fn(predictions, targets):
@@ -168,7 +172,7 @@ class TestLengths:
             at = np.arange(301) if times is None else np.array(times)
             np.testing.assert_array_equal(np.isnan(got), at[:, None] > self.ends)
 
-    @pytest.mark.parametrize("name", ["gate_values", *WITH_LENGTHS])
+    @pytest.mark.parametrize("name", cases(["gate_values", *WITH_LENGTHS], slow=DEAR))
     def test_every_instrument(self, name):
         cell = lstmjax.lstm(2)
         args = problem(cell, (300, 2, 1), dtype=jnp.float32)
@@ -185,9 +189,7 @@ class TestDerivatives:
     bare = lstmjax.lstm(3, w_h_init=ZEROS)  # no way but the highway
 
     # Truncation stops gradients, and so has no derivative that differences would show. Of the two rows one has a reset.
-    @pytest.mark.parametrize(
-        "name", cases([name for name in INSTRUMENTS if name != "truncation_bias"], slow=["jacobian_norms, matrix-free"])
-    )
+    @pytest.mark.parametrize("name", cases([name for name in INSTRUMENTS if name != "truncation_bias"], slow=DEAR))
     def test_with_respect_to_the_parameters(self, name, x64):
         params, xs, state = problem(CELL, (7, 2, 3))
         options = {"resets": self.resets} if name in WITH_LENGTHS else {"leading": 2}
@@ -214,6 +216,7 @@ class TestDerivatives:
 
         np.testing.assert_allclose(*compiled(both, params, along), rtol=1e-5)
 
+    @pytest.mark.slow
     def test_of_the_highway_where_there_is_no_other_way(self, x64):
         params, xs, state = problem(self.bare, (7, 2, 3))
         params = params._replace(w_h=jnp.zeros_like(params.w_h))
@@ -253,7 +256,7 @@ class TestNothing:
         for there, leaf in zip(jax.tree.leaves(got), jax.tree.leaves(like), strict=True):
             assert there.shape == tuple(0 if n == 7 else n for n in leaf.shape)
 
-    @pytest.mark.parametrize("name", INSTRUMENTS)
+    @pytest.mark.parametrize("name", cases(INSTRUMENTS, slow=DEAR))
     def test_no_feature(self, name):
         # The same as of features that are all zero.
         params, xs, state = problem(CELL, (4, 2, 3), dtype=jnp.float32)

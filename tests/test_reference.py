@@ -10,7 +10,7 @@ import pytest
 import lstmjax
 from lstmjax import unroll
 from tests import reference
-from tests.cells import CELLS, MOST_CELLS, cases, compiled, inner, loss_of, problem, same
+from tests.cells import CELLS, EVERY_CELL, cases, compiled, inner, loss_of, problem, same
 
 
 def test_lstm_equals_numpy(x64):
@@ -33,7 +33,7 @@ def test_lstm_equals_numpy(x64):
         np.testing.assert_allclose(got, want, atol=1e-10, rtol=0)
 
 
-@pytest.mark.parametrize("name", MOST_CELLS)
+@pytest.mark.parametrize("name", EVERY_CELL)
 def test_derivatives_equal_finite_differences(name, x64):
     # Forward and reverse mode, first and second order, along one direction in all arguments at once.
     cell, eps = CELLS[name], 1e-6

@@ -72,6 +72,7 @@ def test_the_curve_is_the_adjoint_of_the_same_loss():
     np.testing.assert_allclose(report.curves["initialisation"]["LSTM"][0], want, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_matched_by_parameters():
     report = gradient_report(CELLS, (XS, XS[-1]), hidden_size=12, match="parameters", seeds=1)
     assert "medians over 1 seed\n" in report.table()
@@ -98,6 +99,7 @@ def test_table_and_figure(report):
     assert {line.get_label() for line in axes[0].get_lines()} >= set(CELLS)
 
 
+@pytest.mark.slow
 def test_data_can_be_drawn_for_every_seed_and_step():
     def draw(key):
         xs = jax.random.normal(key, (20, 3, 4))

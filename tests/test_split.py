@@ -68,6 +68,7 @@ def test_units_split_over_devices_compute_the_same(case, mesh):
         assert loops(compiled)[1] == [{"all-gather": 1}, {"reduce-scatter": 1}]
 
 
+@pytest.mark.slow
 def test_states_on_the_way_and_the_other_derivatives(mesh):
     cell = CELLS["lstm"]
     params, xs, state = problem(cell, (T, B, I), dtype=jnp.float32)

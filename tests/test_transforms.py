@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lstmjax import unroll
-from tests.cells import CELLS, MOST_CELLS, cases, compiled, problem, same
+from tests.cells import CELLS, EVERY_CELL, cases, compiled, problem, same
 
 LENGTHS = np.array([5, 3], np.int32)
 DTYPES = ["bfloat16", "float16", "float32", "float64"]
@@ -21,7 +21,7 @@ def _x64():
         yield
 
 
-@pytest.fixture(params=MOST_CELLS)
+@pytest.fixture(params=EVERY_CELL)
 def cell(request):
     return CELLS[request.param]
 
@@ -97,7 +97,7 @@ def dtypes(tree):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", MOST_CELLS)
+@pytest.mark.parametrize("name", EVERY_CELL)
 def test_dtypes_are_kept(name, dtype):
     run, grads, without_state, exact = by_dtype(name)[dtype]
     assert dtypes((run, grads)) == {dtype}

@@ -11,7 +11,7 @@ import pytest
 
 import lstmjax
 from lstmjax import state_history, unroll
-from tests.cells import CELLS, MOST_CELLS, compiled, loss_of, problem, same
+from tests.cells import CELLS, EVERY_CELL, compiled, loss_of, problem, same
 
 T, B, I = 6, 3, 3
 
@@ -156,7 +156,7 @@ IDENTITIES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", MOST_CELLS)
+@pytest.mark.parametrize("name", EVERY_CELL)
 @pytest.mark.parametrize("identity", IDENTITIES)
 def test_two_ways_to_the_same(identity, name):
     args = problem(CELLS[name], (T, B, I))
@@ -198,7 +198,7 @@ def test_checkpointing_saves_memory():
     assert temp_bytes(remat_block=16) < 0.5 * temp_bytes()
 
 
-@pytest.mark.parametrize("name", MOST_CELLS)
+@pytest.mark.parametrize("name", EVERY_CELL)
 @pytest.mark.parametrize("implementation", ["fused", "scan"])
 def test_streaming_is_bit_for_bit(name, implementation):
     cell, run = CELLS[name], functools.partial(unroll, implementation=implementation)

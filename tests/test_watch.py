@@ -17,6 +17,7 @@ from lstmjax.gradients import (
     truncation_bias,
     truncation_window,
 )
+from tests.board import scalars
 from tests.cells import CELLS, cases, problem
 
 OPTIONS = {
@@ -33,7 +34,7 @@ def last(states):
     return jnp.sin(states.h[-1]).sum()
 
 
-@pytest.mark.parametrize("name", cases(CELLS, slow=["linear", "gru"]))
+@pytest.mark.parametrize("name", cases(CELLS, slow=["linear", "gru", "lstm"]))
 @pytest.mark.parametrize("options", cases(OPTIONS, slow=[name for name in OPTIONS if name != "mask and resets"]))
 def test_every_number_is_that_of_its_own_tool(name, options, x64):
     cell, options = CELLS[name], OPTIONS[options]
@@ -71,6 +72,7 @@ def test_every_number_is_that_of_its_own_tool(name, options, x64):
             np.testing.assert_allclose(row[f"{gate}_open"], of.right_saturated.mean())
 
 
+@pytest.mark.slow
 def test_the_leading_exponent_and_the_gates_of_the_first_rows(x64):
     cell = CELLS["gru"]
     params, xs, state = problem(cell, (400, 10, 3))
@@ -117,13 +119,20 @@ def test_in_a_run_and_in_a_loop_of_ones_own(tmp_path):
 
     result = training.fit(
         training.init_state(params, optimizer, jax.random.key(2)), training.make_train_step(loss_fn, optimizer), [xs],
-        steps=6, callbacks=[training.probe(row, every=3, name="gradient")], metrics=tmp_path / "run.jsonl", log_every=6,
-        progress=False,
+        steps=6, callbacks=[training.probe(row, every=3, name="gradient")], log_every=6, progress=False,
+        metrics=[tmp_path / "run.jsonl", training.TensorBoard(tmp_path / "board")],
     )  # fmt: skip
     written = [r for r in training.read_jsonl(tmp_path / "run.jsonl") if "gradient/loss" in r]
     assert [r["step"] for r in written] == [3, 6]
     assert len(written[0]["gradient/by_lag_h"]) == 13
     np.testing.assert_allclose(written[1]["gradient/half_life_h"], row(result.state.params)["half_life_h"], rtol=1e-6)
+
+    shown = scalars(tmp_path / "board")
+    for record in written:
+        numbers = {name: value for name, value in record.items() if name[:9] == "gradient/" and np.ndim(value) == 0}
+        assert {"gradient/half_life_h", "gradient/lag_10_h"} <= numbers.keys()
+        for name, value in numbers.items():
+            np.testing.assert_allclose(shown[record["step"], name], value, rtol=1e-6)
 
     lines = training.JSONLines(tmp_path / "own.jsonl")
     lines.open(0)

@@ -21,7 +21,7 @@ from lstmjax import (
 from lstmjax.cells.base import Products
 from lstmjax.gradients import adjoint_norms, gate_values
 from lstmjax.recurrence.parts import Parts, take_apart
-from tests.cells import compiled, loss_of, problem, same
+from tests.cells import cases, compiled, loss_of, problem, same
 
 SHAPE = (9, 3, 4)
 H = 5
@@ -153,7 +153,7 @@ WRAPPED = {
 }
 
 
-@pytest.mark.parametrize("name", WRAPPED)
+@pytest.mark.parametrize("name", cases(WRAPPED, slow=WRAPPED.keys() - {"all over an lstm", "zoneout rnn"}))
 def test_the_fast_way_is_the_scan(name, x64):
     cell = WRAPPED[name]
     params, xs, _ = problem(cell, SHAPE)

@@ -10,7 +10,7 @@ import pytest
 import lstmjax
 from lstmjax import init, unroll
 from lstmjax.gradients import gate_statistics, gate_values
-from tests.cells import compiled, loss_of, problem, same
+from tests.cells import cases, compiled, loss_of, problem, same
 
 H = 4
 
@@ -176,7 +176,7 @@ def over_time(step, params, xs, state):
     return state, np.stack(ys)
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", cases(CELLS, slow=CELLS.keys() - {"mgu", "min_gru", "lem"}))
 def test_values_derivatives_and_gates(name, x64):
     cell, step, gates, why_not = CELLS[name]
     params, xs, state = problem(cell, (6, 2, 3))

@@ -133,7 +133,9 @@ ZOO = {
     "conv_lstm 3": (lstmjax.conv_lstm(H, (2, 3, 2), kernel_size=(3, 2, 1)), conv_lstm(wrap=False), "forget", None),
 }  # fmt: skip
 SPACE = {"conv_lstm 1": (5,), "conv_lstm 2": (3, 4), "conv_lstm 3": (2, 3, 2)}
-named = pytest.mark.parametrize("name", cases(ZOO, slow=["conv_lstm 1", "conv_lstm 3"]))
+named = pytest.mark.parametrize(
+    "name", cases(ZOO, slow=["conv_lstm 1", "conv_lstm 3", "coupled_lstm", "peephole_lstm"])
+)
 
 
 def drawn(name, dtype=jnp.float64):
