@@ -11,7 +11,7 @@ import pytest
 import lstmjax
 from lstmjax import state_history, unroll
 from lstmjax.recurrence import native
-from tests.cells import cases, compiled, problem, same
+from tests.cells import cases, compiled, loss_of, problem, same
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=f"no kernels here: {native.why_not()}")
 
@@ -126,7 +126,7 @@ class TestChosen:
         params, xs, _ = problem(cell, (T, B, I), dtype=jnp.float32)
         assert KERNEL not in text(lambda *a: unroll(cell, *a), params, xs)
 
-    def test_over_an_axis_of_vmap_it_is_not(self):
+    def test_over_an_axis_of_vmap_that_weights_have_it_is_not(self):
         params, xs, _ = problem(CELLS["gru"], (T, B, I), dtype=jnp.float32)
         over = jax.vmap(lambda p: unroll(CELLS["gru"], p, xs))
         many = jax.tree.map(lambda a: jnp.stack([a, 2 * a]), params)
@@ -146,6 +146,51 @@ class TestChosen:
         params, xs, _ = problem(CELLS["lstm"], (T, 4, I), dtype=jnp.float32)
         split = jax.device_put(xs, jax.NamedSharding(mesh, jax.P(None, "data")))
         assert KERNEL not in text(lambda *a: unroll(CELLS["lstm"], *a), params, split)
+
+
+# What a vmap is over, (xs, state, lengths), and whether there is a second one around it.
+OVER = {"inputs": ((0, None, None), False), "all of it, twice": ((1, 0, 0), True)}
+
+
+@pytest.mark.parametrize("name", cases(["lstm", "gru", "rnn"], slow=["gru", "rnn"]))
+@pytest.mark.parametrize("over", cases(OVER, slow=["inputs"]))
+def test_vmap_is_a_batch_axis(name, over, x64):
+    """Values, and the gradient and its derivative by all arguments; and the gradient of each element by itself."""
+    axes, twice = OVER[over]
+    params, xs, state = problem(CELLS[name], (T, B, I))
+    lengths = jnp.array([7, 3, 0])
+
+    def two(tree, axis):
+        return jax.tree.map(lambda a: jnp.stack([a, a // 2 if a.dtype == int else a / 2], axis), tree)
+
+    xs, state, lengths = (
+        a if axis is None else two(a, axis) for a, axis in zip((xs, state, lengths), axes, strict=True)
+    )
+    if twice:
+        xs, state, lengths = (jax.tree.map(lambda a: jnp.stack([a] * 3, -1), a) for a in (xs, state, lengths))
+
+    def way(implementation):
+        def run(params, xs, state, lengths):
+            return loss_of(lambda *a: unroll(CELLS[name], *a, lengths=lengths, implementation=implementation))(
+                params, xs, state
+            )
+
+        def over_all(run):
+            run = jax.vmap(run, in_axes=(None, *axes))
+            return jax.vmap(run, in_axes=(None, -1, -1, -1)) if twice else run
+
+        def total(*args):
+            return over_all(run)(*args, lengths).sum()
+
+        def both(*args):
+            gradient = jax.grad(total, argnums=(0, 1, 2))
+            return gradient(*args), jax.jvp(gradient, args, args)[1], over_all(jax.grad(run))(*args, lengths)
+
+        return both
+
+    args = params, xs, state
+    same(*compiled(lambda *args: (way(None)(*args), way("scan")(*args)), *args), 1e-11)
+    assert text(way(None), *args).count(f"custom_call @{KERNEL}") >= 2
 
 
 @pytest.mark.parametrize(

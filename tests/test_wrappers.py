@@ -213,7 +213,8 @@ def test_a_rate_of_zero_is_the_cell_bit_for_bit(name):
         fused = partial(unroll, implementation="fused")
         return fused(lstmjax.lstm(H), params, xs), fused(*draw_masks(KEY, cell, params, xs)), fused(cell, params, xs)
 
-    plain, noisy, calm = compiled(ways, params, xs)
+    with jax.disable_jit():  # a compiler may round a product and a sum of one program together
+        plain, noisy, calm = ways(params, xs)
     for got in (noisy, calm):
         jax.tree.map(np.testing.assert_array_equal, plain, got)
 

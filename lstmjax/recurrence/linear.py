@@ -24,7 +24,7 @@ from jaxtyping import Array
 
 from lstmjax.recurrence import accelerator, cpu
 from lstmjax.recurrence.parts import Parts, Plan
-from lstmjax.recurrence.platforms import by_platform
+from lstmjax.recurrence.platforms import WHOLE, Places, by_platform
 from lstmjax.recurrence.scan import Timeline, first_step, in_blocks, kept, restored
 from lstmjax.typing import Params, Shape, State
 
@@ -51,20 +51,30 @@ def linear_scan(plan: Plan, params: Params, start: State, fresh: State | None, t
     Returns:
         The final state, and what was recorded, ``[T, ...]``.
     """
-    return by_platform(partial(_forward_on, plan), (params, start, fresh, timeline))
+    return by_platform(partial(_forward_on, plan), (params, start, fresh, timeline), (), _places(plan, 0, 1))
 
 
 @partial(linear_scan.defjvp, symbolic_zeros=True)
 def _linear_scan_jvp(plan, primals, tangents):
     d_params, d_start, d_fresh, d_timeline = tangents
-    final, recorded, kept_of_steps = by_platform(partial(_linearised_forward_on, plan), primals)
+    final, recorded, kept_of_steps = by_platform(
+        partial(_linearised_forward_on, plan), primals, (), _places(plan, 0, 1, 1)
+    )
     moving = jax.tree.map(
         lambda t: None if _is_zero(t) else t, (d_params, d_start, d_fresh, d_timeline.x), is_leaf=_is_zero
     )
     if not jax.tree.leaves(moving):
         return (final, recorded), jax.tree.map(_zeros_like, (final, recorded))
-    out = by_platform(partial(_linear_on, plan), (primals, kept_of_steps), moving)
+    out = by_platform(partial(_linear_on, plan), (primals, kept_of_steps), moving, _places(plan, 0, 1, linear=True))
     return (final, recorded), out
+
+
+def _places(plan: Plan, *results: int, linear: bool = False) -> Places | None:
+    """Where a batch axis may stand. Of the cells that have kernels it is known; a user's may take one axis alone."""
+    if not cpu.may_serve(plan):
+        return None
+    arguments = (WHOLE, 0, 0, 1)  # parameters, two states, and what begins with time
+    return (((arguments, 1), arguments) if linear else (arguments, ())), results
 
 
 def _forward_on(plan: Plan, platform: str | None) -> Callable | None:

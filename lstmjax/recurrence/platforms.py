@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.core import ShapedArray
 from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
@@ -22,7 +23,16 @@ Ways = Callable[[str | None], Any]
 """The :data:`Way` of a platform, or None where it has none of its own; of None the one that serves everywhere."""
 
 
-def by_platform(ways: Ways, fixed: Any, moving: Any = ()) -> Any:
+Places = tuple[Any, Any]
+"""Where a batch axis may be put into each operand, ``(fixed, moving)``, and each result, so that every way computes a
+batch of what it computed before: a tree of axes that ends where all below is alike. Of what has no batch it is
+:data:`WHOLE`.
+"""
+
+WHOLE = -1
+
+
+def by_platform(ways: Ways, fixed: Any, moving: Any = (), places: Places | None = None) -> Any:
     """What ``ways(platform)(fixed, moving)`` returns, for the platform the program will run on.
 
     Args:
@@ -30,6 +40,9 @@ def by_platform(ways: Ways, fixed: Any, moving: Any = ()) -> Any:
             way that serves everywhere. A platform without one of its own returns None.
         fixed: any pytree of arrays.
         moving: any pytree of arrays; where it is not empty, the computation is linear in it, and is transposed so.
+        places: where a batch axis may be put: then a ``vmap`` over what has a batch is one more axis of it. Another
+            ``vmap``, and by default every one, is applied to each way; on a CPU, where a way is a kernel, the one that
+            serves everywhere is taken.
 
     >>> twice = {None: lambda x, _: x + x, "cuda": lambda x, _: 2 * x}
     >>> jax.jit(lambda x: by_platform(twice.get, x))(3.0)
@@ -52,17 +65,29 @@ def by_platform(ways: Ways, fixed: Any, moving: Any = ()) -> Any:
 
     # The precision set where the computation stands; where another way is traced, another may be set.
     precision = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
-    returned = _bind(flat, leaves, len(jax.tree.leaves(fixed)), precision)
+    program = jax.make_jaxpr(flat(None))(*leaves)
+    if places is not None:
+        results = jax.tree.unflatten(made[0], [0] * made[0].num_leaves)
+        places = tuple(_by_leaf(places[0], (fixed, moving))), tuple(_by_leaf(places[1], results))
+    returned = _chosen.bind(
+        *leaves, program=program, ways=flat, fixed=len(jax.tree.leaves(fixed)), precision=precision, places=places
+    )
     return jax.tree.unflatten(made[0], returned)
+
+
+def _by_leaf(places: Any, tree: Any) -> list[int]:
+    if isinstance(places, int):
+        return [places] * len(jax.tree.leaves(tree))
+    return [place for p, t in zip(places, tree, strict=True) for place in _by_leaf(p, t)]
 
 
 _chosen = Primitive("by_platform")
 _chosen.multiple_results = True
 
 
-def _bind(ways: Ways, operands: Sequence[Any], fixed: int, precision: Any) -> Sequence[Any]:
+def _bind(ways: Ways, operands: Sequence[Any], fixed: int, precision: Any, places: Any = None) -> Sequence[Any]:
     program = jax.make_jaxpr(ways(None))(*operands)
-    return _chosen.bind(*operands, program=program, ways=ways, fixed=fixed, precision=precision)
+    return _chosen.bind(*operands, program=program, ways=ways, fixed=fixed, precision=precision, places=places)
 
 
 def _transformed(transform: Callable[[Way], Way], program: ClosedJaxpr, ways: Ways) -> Ways:
@@ -85,8 +110,11 @@ def _abstract(*operands: ShapedArray, program: ClosedJaxpr, **_: Any) -> Sequenc
     return program.out_avals
 
 
-def _batch(operands, axes, *, program: ClosedJaxpr, ways: Ways, fixed: int, precision: Any):
-    # On a CPU a way is a kernel, which takes no further axis.
+def _batch(operands, axes, *, program: ClosedJaxpr, ways: Ways, fixed: int, precision: Any, places: Any):
+    if places is not None and all(axis is None or place != WHOLE for axis, place in zip(axes, places[0], strict=True)):
+        size = next(a.shape[axis] for a, axis in zip(operands, axes, strict=True) if axis is not None)
+        moved = [_with_axis(*each, size) for each in zip(operands, axes, places[0], strict=True)]
+        return _bind(ways, moved, fixed, precision, places), list(places[1])
     others = _transformed(lambda way: jax.vmap(way, in_axes=tuple(axes)), program, ways)
 
     def batched(platform):
@@ -94,6 +122,16 @@ def _batch(operands, axes, *, program: ClosedJaxpr, ways: Ways, fixed: int, prec
 
     returned = _bind(batched, operands, fixed, precision)
     return returned, [0] * len(returned)
+
+
+def _with_axis(operand: Any, axis: Any, place: int, size: Any) -> Any:
+    """An operand with its batch axis at the place; one that has none yet gets it."""
+    if place == WHOLE:
+        return operand
+    if axis is not None:
+        return jnp.moveaxis(operand, axis, place)
+    operand = jnp.expand_dims(operand, place)
+    return jnp.broadcast_to(operand, (*operand.shape[:place], size, *operand.shape[place + 1 :]))
 
 
 batching.primitive_batchers[_chosen] = _batch
@@ -118,7 +156,9 @@ def _jvp(primals, tangents, *, program: ClosedJaxpr, fixed: int, **how: Any):
 ad.primitive_jvps[_chosen] = _jvp
 
 
-def _transpose(cotangents, *operands, program: ClosedJaxpr, ways: Ways, fixed: int, precision: Any) -> list[Any]:
+def _transpose(
+    cotangents, *operands, program: ClosedJaxpr, ways: Ways, fixed: int, precision: Any, places: Any
+) -> list[Any]:
     at = [n for n, operand in enumerate(operands) if ad.is_undefined_primal(operand)]
     kinds = [operands[n].aval for n in at]
     known = [n for n in range(len(operands)) if n not in at]
@@ -138,6 +178,7 @@ def _transpose(cotangents, *operands, program: ClosedJaxpr, ways: Ways, fixed: i
         return transposed
 
     given = [*(operands[n] for n in known), *(cotangents[n] for n in wanted)]
+    # Cotangents of what has no batch are sums over it: a further axis is no longer one of the batch.
     returned = _bind(_transformed(transpose, program, ways), given, len(known), precision)
     by_operand = dict(zip(at, returned, strict=True))
     return [by_operand.get(n) for n in range(len(operands))]

@@ -303,10 +303,11 @@ INLINE auto walk(const Forward<S>& f, Size first, Size rows, S* scratch, Call ca
     case kGru: return call(Walk<S, Gru>(f, first, rows, scratch));
     default: break;
   }
-  if (f.at_once < kRows) {
-    return f.kind == kRnn ? call(Walk<S, Rnn<false, 4>>(f, first, rows, scratch)) : call(Walk<S, Rnn<true, 4>>(f, first, rows, scratch));
+  const bool few = f.at_once < kRows;
+  if (f.kind == kRelu) {
+    return few ? call(Walk<S, Rnn<true, 4>>(f, first, rows, scratch)) : call(Walk<S, Rnn<true, 1>>(f, first, rows, scratch));
   }
-  return f.kind == kRnn ? call(Walk<S, Rnn<false, 1>>(f, first, rows, scratch)) : call(Walk<S, Rnn<true, 1>>(f, first, rows, scratch));
+  return few ? call(Walk<S, Rnn<false, 4>>(f, first, rows, scratch)) : call(Walk<S, Rnn<false, 1>>(f, first, rows, scratch));
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -17,7 +17,8 @@ constexpr Size products(Size kind) { return kind == kGru ? 3 : gates(kind); }
 // The rows of a tile of the micro-kernel. A thread that has fewer takes more of the units at once.
 constexpr Size kRows = 6;
 
-// The forward recurrence, by threads that take `at_once` rows of the batch or fewer. Arrays are [T, B, ...] or [B, ...], row by row; one that is not wanted is null.
+// The forward recurrence, by threads that take `at_once` rows of the batch or fewer. Arrays are [T, B, ...] or [B, ...],
+// row by row; one that is not wanted is null.
 template <typename S>
 struct Forward {
   Size kind, steps, batch, inputs, hidden, at_once;
