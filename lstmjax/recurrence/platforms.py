@@ -65,7 +65,7 @@ def by_platform(ways: Ways, fixed: Any, moving: Any = (), places: Places | None 
 
     # The precision set where the computation stands; where another way is traced, another may be set.
     precision = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
-    program = jax.make_jaxpr(flat(None))(*leaves)
+    program = _program(flat, leaves)
     if places is not None:
         results = jax.tree.unflatten(made[0], [0] * made[0].num_leaves)
         places = tuple(_by_leaf(places[0], (fixed, moving))), tuple(_by_leaf(places[1], results))
@@ -85,8 +85,12 @@ _chosen = Primitive("by_platform")
 _chosen.multiple_results = True
 
 
+def _program(ways: Ways, operands: Sequence[Any]) -> ClosedJaxpr:
+    return jax.make_jaxpr(ways(None))(*operands)
+
+
 def _bind(ways: Ways, operands: Sequence[Any], fixed: int, precision: Any, places: Any = None) -> Sequence[Any]:
-    program = jax.make_jaxpr(ways(None))(*operands)
+    program = _program(ways, operands)
     return _chosen.bind(*operands, program=program, ways=ways, fixed=fixed, precision=precision, places=places)
 
 
