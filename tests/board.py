@@ -3,16 +3,18 @@
 import struct
 
 
-def scalars(directory):
-    """Of every event file: ``{(step, name): value}``."""
+def events(directory):
+    """Every event of every file."""
     from tensorboardX.proto.event_pb2 import Event
 
-    found = {}
     for path in directory.glob("events*"):
         data, at = path.read_bytes(), 0
         while at < len(data):  # a record is its length, a checksum of that, the event and a checksum of it
             (size,) = struct.unpack_from("<Q", data, at)
-            event = Event.FromString(data[at + 12 : at + 12 + size])
-            found |= {(event.step, value.tag): value.simple_value for value in event.summary.value}
+            yield Event.FromString(data[at + 12 : at + 12 + size])
             at += size + 16
-    return found
+
+
+def scalars(directory):
+    """``{(step, name): value}``."""
+    return {(e.step, value.tag): value.simple_value for e in events(directory) for value in e.summary.value}

@@ -184,7 +184,12 @@ def test_vmap_is_a_batch_axis(name, over, x64):
 
         def both(*args):
             gradient = jax.grad(total, argnums=(0, 1, 2))
-            return gradient(*args), jax.jvp(gradient, args, args)[1], over_all(jax.grad(run))(*args, lengths)
+            return (
+                total(*args),
+                gradient(*args),
+                jax.jvp(gradient, args, args)[1],
+                over_all(jax.grad(run))(*args, lengths),
+            )
 
         return both
 

@@ -20,7 +20,7 @@ import pytest
 import lstmjax
 from lstmjax import training
 from lstmjax.training.progress import Progress, _Lines
-from tests.board import scalars
+from tests.board import events, scalars
 
 T, B, I, H = 6, 4, 3, 5
 CELL = lstmjax.rnn(H)
@@ -375,6 +375,8 @@ class TestFit:
             fresh(), STEP, draw_batch, steps=2, metrics=[tmp_path / "m.jsonl", training.TensorBoard(tmp_path)],
             callbacks=[training.probe(lambda p: {"curve": p.b, "sum": p.b.sum()}, every=2)], progress=False,
         )  # fmt: skip
+        # A file begins with the step from which on older ones do not count.
+        assert [e.step for e in events(tmp_path) if e.session_log.status == e.session_log.START] == [1]
         written = scalars(tmp_path)
         numbers = {
             (record["step"], name): value
