@@ -53,13 +53,20 @@ def hash_of(value: Any) -> int:
 class Comparable:
     """Equality and a hash by :func:`same`, for a frozen dataclass of functions and settings."""
 
+    __slots__ = ("_hash",)  # kept, since every call of a compiled program wants it; no field, and not pickled
+
     def __eq__(self, other: object) -> bool:
         if type(self) is not type(other):
             return NotImplemented
         return _all_same(tuple(vars(self).values()), tuple(vars(other).values()))
 
     def __hash__(self) -> int:
-        return hash_of((type(self).__name__, *vars(self).values()))
+        if not hasattr(self, "_hash"):
+            object.__setattr__(self, "_hash", hash_of((type(self).__name__, *vars(self).values())))
+        return self._hash
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self)
 
 
 class Partial(functools.partial):
