@@ -33,7 +33,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from lstmjax.cells.base import check_step, working_dtype
+from lstmjax.cells.base import working_dtype
+from lstmjax.cells.build import check_step
 from lstmjax.cells.lstm import LSTMParams, LSTMState, lstm
 from lstmjax.checks import whole_number
 from lstmjax.gates import (
@@ -139,7 +140,7 @@ def explain_step(params: Any, state: Any, x: Any, *, unit: int = 0) -> Explanati
     if x.ndim != 1:
         raise ValueError(f"x has shape {x.shape}; wanted [I], one input without batch axes: jax.vmap over them")
     state = _check_state(state)
-    check_step(LSTMParams, 4, params, state.h, x)
+    check_step(params, state, x, kind=LSTMParams, gates=4)
     if state.c.shape != state.h.shape:
         raise ValueError(f"state.c has shape {state.c.shape}; wanted {state.h.shape}, as state.h")
     return _explain(params, state, x, _check_unit(unit, params))

@@ -18,7 +18,7 @@ import pytest
 
 import lstmjax
 from lstmjax import gradients
-from lstmjax.cells.base import draw_params
+from lstmjax.cells.build import draw_params
 from tests.cells import CELLS, problem
 
 # As users compile, whatever the tests' own flags.

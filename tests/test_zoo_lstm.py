@@ -190,7 +190,9 @@ def test_values_gates_and_gradients(name, x64):
 @named
 def test_cells_are_values(name):
     cell = ZOO[name][0]
-    assert pickle.loads(pickle.dumps(cell)) == cell
+    again = pickle.loads(pickle.dumps(cell))
+    assert again == cell
+    assert hash(again) == hash(cell)
     shapes = jax.eval_shape(lambda key: cell.init(key, I), jax.random.key(0))
     with pytest.raises(ValueError, match="x has shape"):
         cell.step(shapes, cell.initial_state((B,)), jnp.ones((B, *SPACE.get(name, ()), I + 1)))
@@ -255,11 +257,33 @@ def test_without_peepholes_it_is_the_lstm():
     same(*compiled(lambda xs: (unroll(cell, peeping, xs), unroll(plain, params, xs)), xs), 1e-6)
 
 
-def test_peepholes_that_do_not_fit_are_said():
-    cell = lstmjax.peephole_lstm(H)
-    params, xs, state = drawn("peephole_lstm", dtype=jnp.float32)
-    with pytest.raises(ValueError, match=r"params.p is of shape \(11,\); wanted \[3H\], which for H = 4 is \(12,\)"):
-        cell.step(params._replace(p=params.p[1:]), state, xs[0])
+@pytest.mark.parametrize(
+    ("name", "field", "wanted"),
+    [
+        ("peephole_lstm", "p", r"\(11,\); wanted \[12\]"),
+        ("janet", "w_h", r"\(3, 8\); wanted \[4, 8\]"),
+        ("multiplicative_lstm", "w_mh", r"\(3, 4\); wanted \[4, 4\]"),
+        ("layer_norm_lstm", "b_c", r"\(3,\); wanted \[4\]"),
+        ("slstm", "w_h", r"\(1, 2, 8\); wanted \[2, 2, 8\]"),
+    ],
+)
+def test_weights_that_do_not_fit_are_said(name, field, wanted):
+    cell = ZOO[name][0]
+    params, xs, state = drawn(name, dtype=jnp.float32)
+    message = f"params.{field} has shape {wanted}, since the cell is of H = 4 hidden units: are these another cell's"
+    with pytest.raises(ValueError, match=message):
+        cell.step(params._replace(**{field: getattr(params, field)[1:]}), state, xs[0])
+
+
+def test_another_cells_weights_are_said():
+    cell = lstmjax.coupled_lstm(H)
+    params, xs, state = drawn("coupled_lstm", dtype=jnp.float32)
+    larger = jax.eval_shape(lambda key: lstmjax.coupled_lstm(H + 1).init(key, I), jax.random.key(0))
+    message = r"params.w_x has shape \(3, 15\); wanted \[I, 12\], since the cell is of H = 4 hidden units"
+    with pytest.raises(ValueError, match=message):
+        cell.step(larger, state, xs[0])
+    with pytest.raises(TypeError, match="params is a CoupledLSTMParams; wanted PeepholeLSTMParams"):
+        lstmjax.peephole_lstm(H).step(params, state, xs[0])
 
 
 # What the convolution shares with other libraries, and the rest of what is said.

@@ -5,8 +5,8 @@ from typing import Any
 from jaxtyping import Array
 
 from lstmjax import init as initializers
-from lstmjax.cells.base import Cell, Gated, Gates, Recurrence, check_activations, keep_bias_init
-from lstmjax.cells.build import FIRST_BY_H, GatedParams, gated_parts, make_cell, mix
+from lstmjax.cells.base import Cell, Gated, Gates, Recurrence
+from lstmjax.cells.build import FIRST_BY_H, GatedParams, check_activations, gated_parts, keep_bias_init, make_cell, mix
 from lstmjax.cells.gru import GRUState
 from lstmjax.cells.lstm import LSTMState
 from lstmjax.checks import whole_number
@@ -60,7 +60,7 @@ def ran(
     check_activations(activation=activation)
     b_init = keep_bias_init(b_init, gate=1, gates=2, forget_bias=forget_bias)
     step = Recurrence(FIRST_BY_H, Gated(_ran_names, Partial(_ran, activation=activation)), keeps="forget")
-    return make_cell(GatedParams, LSTMState, size, gated_parts(size, 3, 2, 2, w_x_init, w_h_init, b_init), step)
+    return make_cell(GatedParams, LSTMState, size, gated_parts(size, (3, 2, 2), w_x_init, w_h_init, b_init), step)
 
 
 def _ran(gates: dict[str, Array], z: Gates, state: LSTMState, *, activation: Activation) -> LSTMState:
@@ -114,7 +114,7 @@ def cfn(
         b_init = Partial(_cfn_biases)
     b_init = keep_bias_init(b_init, gate=1, gates=2, forget_bias=forget_bias)
     step = Recurrence(FIRST_BY_H, Gated(_cfn_names, _cfn), keeps="forget")
-    return make_cell(GatedParams, GRUState, size, gated_parts(size, 3, 2, 2, w_x_init, w_h_init, b_init), step)
+    return make_cell(GatedParams, GRUState, size, gated_parts(size, (3, 2, 2), w_x_init, w_h_init, b_init), step)
 
 
 def _cfn_biases(key: Key, shape: tuple[int, ...], dtype: Any) -> Array:
@@ -171,7 +171,7 @@ def star(
     """
     size = whole_number("hidden_size", hidden_size)
     b_init = keep_bias_init(b_init, gates=2, update_bias=update_bias)
-    parts = gated_parts(size, 2, 1, 2, initializers.per_gate(w_x_init, 2), w_h_init, b_init)
+    parts = gated_parts(size, (2, 1, 2), initializers.per_gate(w_x_init, 2), w_h_init, b_init)
     return make_cell(
         GatedParams, GRUState, size, parts, Recurrence(FIRST_BY_H, Gated(_star_names, _star), keeps="update")
     )
@@ -227,7 +227,7 @@ def nbrc(
     """
     size = whole_number("hidden_size", hidden_size)
     b_init = keep_bias_init(b_init, gate=1, gates=2, update_bias=update_bias)
-    parts = gated_parts(size, 3, 2, 2, w_x_init, w_h_init, b_init)
+    parts = gated_parts(size, (3, 2, 2), w_x_init, w_h_init, b_init)
     return make_cell(
         GatedParams, GRUState, size, parts, Recurrence(FIRST_BY_H, Gated(_nbrc_names, _nbrc), keeps="update")
     )

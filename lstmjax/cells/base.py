@@ -1,4 +1,4 @@
-"""What a cell is, how its step is made of two parts, and the checks that the cells here share."""
+"""What a cell is, how its step is made of two parts, and the products that most cells share."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -11,10 +11,9 @@ from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from lstmjax import init as initializers
 from lstmjax.functions import Comparable
 from lstmjax.gates import split_gates
-from lstmjax.typing import Initializer, Key, Params, Shape, State
+from lstmjax.typing import Key, Params, Shape, State
 
 Gates = tuple[Array, ...]
 """Pre-activations, one array of the state's shape for each gate."""
@@ -249,140 +248,6 @@ class Cell(Comparable):
     def replace(self, **changes: Any) -> "Cell":
         """The cell with some of its functions replaced."""
         return dataclasses.replace(self, **changes)
-
-
-def zeros_state(batch_shape: Shape = (), dtype=jnp.float32, *, kind: Callable[..., State], sizes: tuple[int, ...]):
-    """The state whose leaves are all zero, ``[*B, size]`` each."""
-    return kind(*(jnp.zeros((*batch_shape, size), dtype) for size in sizes))
-
-
-def draw_params(
-    key: Key,
-    input_size: int,
-    dtype=jnp.float32,
-    *,
-    kind: Callable[..., Params],
-    parts: tuple[tuple[str, Initializer, tuple[int | None, ...]], ...],
-) -> Params:
-    """Parameters drawn part by part, each ``(name, initialiser, shape)`` with its own key; None in a shape is I.
-
-    Where every initialiser is the library's own, that is one compiled program; of others it is not known whether they
-    may be called once for several draws.
-    """
-    draw = _draw_compiled if all(initializers.is_own(draw) for _, draw, _ in parts) else _draw
-    return draw(key, input_size, dtype, kind, parts)
-
-
-def _draw(key: Key, input_size: int, dtype: Any, kind: Callable[..., Params], parts: tuple) -> Params:
-    keys = jax.random.split(key, len(parts))
-    return kind(
-        **{
-            name: draw(k, tuple(input_size if n is None else n for n in shape), dtype)
-            for k, (name, draw, shape) in zip(keys, parts, strict=True)
-        }
-    )
-
-
-_draw_compiled = jax.jit(_draw, static_argnums=(1, 2, 3, 4))
-
-
-def forget_bias_init(
-    forget_bias: float | None, b_init: Initializer | None, name: str = "b_init", *, gates: int = 4, keeps: int = 1
-) -> Initializer:
-    """:func:`keep_bias_init` of a forget gate, which begins at 1; ``name`` is that of ``b_init``."""
-    return keep_bias_init(b_init, 1.0, gate=keeps, gates=gates, name=name, forget_bias=forget_bias)
-
-
-def dense_parts(
-    size: int, gates: int, w_x_init: Initializer, w_h_init: Initializer | None, b_init: Initializer
-) -> tuple[tuple[str, Initializer, tuple[int | None, ...]], ...]:
-    """For :func:`draw_params`: w_x ``[I, N]``, w_h ``[H, N]`` and b ``[N]`` of N = gates·H; w_h default orthogonal."""
-    width = gates * size
-    w_h_init = w_h_init or initializers.per_gate(initializers.orthogonal(), gates)
-    return ("w_x", w_x_init, (None, width)), ("w_h", w_h_init, (size, width)), ("b", b_init, (width,))
-
-
-def keep_bias_init(
-    b_init: Initializer | None,
-    default: float = 0.0,
-    *,
-    gate: int = 0,
-    gates: int,
-    name: str = "b_init",
-    **given: float | None,
-) -> Initializer:
-    """A gated cell's initialiser of biases ``[gates·H]``, of the two ways to say it.
-
-    Args:
-        b_init: draws them all.
-        default: the bias of the gate that keeps the state, where nothing is given.
-        gate: that gate's block.
-        gates: how many blocks there are.
-        name: what the cell calls ``b_init``.
-        given: that gate's bias, under the name the cell has for it.
-
-    Raises:
-        ValueError: both are given.
-    """
-    ((bias_name, bias),) = given.items()
-    if bias is not None and b_init is not None:
-        raise ValueError(f"{bias_name} and {name} both set the biases; give one of them")
-    return b_init or initializers.gate_bias(default if bias is None else bias, gate=gate, gates=gates)
-
-
-def check_activations(**activations: Any) -> None:
-    """Raises where an activation is no function."""
-    for name, activation in activations.items():
-        if not callable(activation):
-            raise TypeError(
-                f"{name} is {activation!r}; wanted an elementwise function, such as jnp.tanh or jax.nn.relu"
-            )
-
-
-def check_kind(params: Any, kind: type, fields: tuple[str, ...] = ("w_h",)) -> None:
-    """Raises where parameters are not one cell's: a dict that holds them, say, or a tuple of several cells'."""
-    if all(hasattr(params, field) for field in fields):
-        return
-    given, hint = f"a {type(params).__name__}", ""
-    if isinstance(params, dict):
-        given += f" with keys {', '.join(map(repr, params)) or 'none'}"
-    elif isinstance(params, tuple | list) and not hasattr(params, "_fields"):
-        given, hint = f"{given} of {len(params)}", "; unroll_stack takes layers and pairs"
-    elif (shape := getattr(params, "shape", None)) is not None:  # under a trace the type would be that of a tracer
-        given = f"an array of shape {shape}"
-    raise TypeError(f"params is {given}; wanted {kind.__name__}{hint}")
-
-
-def check_input(params: Any, x: Array) -> None:
-    """Raises, at trace time, where an input does not fit the input weights, or is not floating."""
-    if x.ndim < 1 or x.shape[-1] != params.w_x.shape[0]:
-        raise ValueError(
-            f"x has shape {x.shape}; wanted [..., I] with I = {params.w_x.shape[0]} features, the rows of params.w_x"
-        )
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(
-            f"x has dtype {x.dtype}; wanted a floating dtype: one-hot encode or embed symbols, and cast counts"
-        )
-
-
-def check_step(kind: type, gates: int, params: Any, h: Array, x: Array) -> None:
-    """Raises, at trace time, where parameters, hidden state and input do not fit one another."""
-    check_kind(params, kind)
-    hidden = params.w_h.shape[0]
-    if params.w_h.shape != (hidden, gates * hidden):
-        raise ValueError(
-            f"params.w_h has shape {params.w_h.shape}; wanted [H, {gates}·H], which for H = {hidden} is "
-            f"{(hidden, gates * hidden)}: are these another cell's parameters?"
-        )
-    check_input(params, x)
-    if h.shape != (*x.shape[:-1], hidden):
-        sizes = ""
-        if h.shape and h.shape[:-1] == x.shape[:-1]:  # said first, since an unroll may have made the state itself
-            sizes = f"params are of H = {hidden} hidden units, and the cell, or a state given, of H = {h.shape[-1]}: "
-        raise ValueError(
-            f"{sizes}state.h has shape {h.shape}; wanted {(*x.shape[:-1], hidden)}, "
-            f"the batch axes of x and H = {hidden} hidden units"
-        )
 
 
 class Weights(NamedTuple):

@@ -10,7 +10,8 @@ from jax import lax
 from jaxtyping import Array
 
 from lstmjax import init as initializers
-from lstmjax.cells.base import Cell, add_bias, check_kind, draw_params, forget_bias_init, wide
+from lstmjax.cells.base import Cell, add_bias, wide
+from lstmjax.cells.build import check_kind, draw_params, forget_bias_init
 from lstmjax.cells.lstm import LSTMState, recurrence
 from lstmjax.checks import whole_number
 from lstmjax.functions import Partial

@@ -1,25 +1,14 @@
 """The LSTM whose input and forget gates are one: what is not kept is let in."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jaxtyping import Array
 
 from lstmjax import init as initializers
-from lstmjax.cells.base import (
-    DENSE,
-    Cell,
-    Gated,
-    Gates,
-    Recurrence,
-    check_step,
-    dense_parts,
-    draw_params,
-    forget_bias_init,
-    zeros_state,
-)
+from lstmjax.cells.base import DENSE, Cell, Gated, Gates, Recurrence
+from lstmjax.cells.build import forget_bias_init, gated_parts, make_cell
 from lstmjax.cells.lstm import LSTMState, from_gates
 from lstmjax.checks import whole_number
-from lstmjax.functions import Partial
 from lstmjax.gates import sigmoid, tanh
 from lstmjax.typing import Initializer
 
@@ -38,18 +27,11 @@ class CoupledLSTMParams(NamedTuple):
     b: Array
 
 
-def _check(params: CoupledLSTMParams, state: LSTMState, x: Any) -> None:
-    check_step(CoupledLSTMParams, 3, params, state.h, x)
-
-
 def _gates(z: Gates, state: LSTMState) -> dict[str, Array]:
     del state
     z_f, z_g, z_o = z
     # 1 − σ(z) = σ(−z), which keeps its digits where nearly all is kept.
     return {"input": sigmoid(-z_f), "forget": sigmoid(z_f), "candidate": tanh(z_g), "output": sigmoid(z_o)}
-
-
-RECURRENCE = Recurrence(DENSE, Gated(_gates, from_gates), keeps="forget", check=_check)
 
 
 def coupled_lstm(
@@ -94,9 +76,6 @@ def coupled_lstm(
     ([1.0, 1.0, 0.0, 0.0, 0.0, 0.0], (5, 2))
     """
     size = whole_number("hidden_size", hidden_size)
-    b_init = forget_bias_init(forget_bias, b_init, gates=3, keeps=0)
-    return Cell(
-        init=Partial(draw_params, kind=CoupledLSTMParams, parts=dense_parts(size, 3, w_x_init, w_h_init, b_init)),
-        initial_state=Partial(zeros_state, kind=LSTMState, sizes=(size, size)),
-        step=RECURRENCE,
-    )
+    parts = gated_parts(size, 3, w_x_init, w_h_init, forget_bias_init(forget_bias, b_init, gates=3, keeps=0))
+    step = Recurrence(DENSE, Gated(_gates, from_gates), keeps="forget")
+    return make_cell(CoupledLSTMParams, LSTMState, size, parts, step)

@@ -16,11 +16,9 @@ from lstmjax.cells.base import (
     add_bias,
     cast_floating,
     cast_like,
-    check_activations,
-    keep_bias_init,
     working_dtype,
 )
-from lstmjax.cells.build import GatedParams, gated_parts, make_cell, mix
+from lstmjax.cells.build import GatedParams, check_activations, gated_parts, keep_bias_init, make_cell, mix
 from lstmjax.cells.rnn import RNNParams, RNNState
 from lstmjax.checks import whole_number
 from lstmjax.functions import Partial
@@ -225,7 +223,7 @@ def antisymmetric_rnn(
     """
     size = whole_number("hidden_size", hidden_size)
     gates = 2 if gated else 1
-    parts = gated_parts(size, gates, 1, gates, w_x_init, w_h_init or initializers.lecun_normal(), b_init)
+    parts = gated_parts(size, (gates, 1, gates), w_x_init, w_h_init or initializers.lecun_normal(), b_init)
     products = Products(DENSE.pre, Partial(_pack, gamma=gamma, gates=gates), DENSE.from_x, DENSE.from_h)
     step = Recurrence(products, Partial(_antisymmetric, epsilon=epsilon), gates=_antisymmetric_names if gated else None)
     return make_cell(GatedParams, RNNState, size, parts, step)

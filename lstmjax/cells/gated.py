@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from lstmjax import init as initializers
-from lstmjax.cells.base import DENSE, Cell, Gated, Gates, Recurrence, add_bias, check_activations, keep_bias_init
-from lstmjax.cells.build import GatedParams, gated_parts, make_cell, mix, relu
+from lstmjax.cells.base import DENSE, Cell, Gated, Gates, Recurrence, add_bias
+from lstmjax.cells.build import GatedParams, check_activations, gated_parts, keep_bias_init, make_cell, mix, relu
 from lstmjax.cells.gru import PRODUCTS, GRUState, last_block
 from lstmjax.checks import whole_number
 from lstmjax.functions import Partial
@@ -114,7 +114,7 @@ def _two_gates(
 ) -> Cell:
     size = whole_number("hidden_size", hidden_size)
     check_activations(activation=activation)
-    parts = gated_parts(size, 2, 2, 2, w_x_init, w_h_init, b_init)
+    parts = gated_parts(size, 2, w_x_init, w_h_init, b_init)
     return make_cell(GatedParams, GRUState, size, parts, _mixture(DENSE, _pair, sigmoid, activation))
 
 
@@ -203,7 +203,7 @@ def mgu(
     size = whole_number("hidden_size", hidden_size)
     check_activations(gate_activation=gate_activation, activation=activation)
     b_init = keep_bias_init(b_init, 1.0, gates=2, update_bias=update_bias)
-    parts = gated_parts(size, 2, 2, 2, w_x_init, w_h_init, b_init)
+    parts = gated_parts(size, 2, w_x_init, w_h_init, b_init)
     if not reset_gate:
         return make_cell(GatedParams, GRUState, size, parts, _mixture(DENSE, _pair, gate_activation, activation))
     parts += (("b_n", Partial(last_block, b_init=b_init, gates=2), (size,)),)
@@ -265,7 +265,7 @@ def gru_reset_before(
     check_activations(gate_activation=gate_activation, activation=activation)
     b_init = keep_bias_init(b_init, gate=1, gates=3, update_bias=update_bias)
     step = _mixture(Partial(_reset_before, gate_activation=gate_activation), _three, gate_activation, activation, at=1)
-    return make_cell(GatedParams, GRUState, size, gated_parts(size, 3, 3, 3, w_x_init, w_h_init, b_init), step)
+    return make_cell(GatedParams, GRUState, size, gated_parts(size, 3, w_x_init, w_h_init, b_init), step)
 
 
 def _reset_before(params: GatedParams, x: Array, h: Array, *, gate_activation: Activation) -> Array:

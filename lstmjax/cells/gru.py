@@ -6,21 +6,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lstmjax import init as initializers
-from lstmjax.cells.base import (
-    Cell,
-    Gated,
-    Gates,
-    Products,
-    Recurrence,
-    add_bias,
-    check_activations,
-    check_step,
-    draw_params,
-    from_h,
-    from_x,
-    keep_bias_init,
-    zeros_state,
-)
+from lstmjax.cells.base import Cell, Gated, Gates, Products, Recurrence, add_bias, from_h, from_x
+from lstmjax.cells.build import check_activations, check_step, gated_parts, keep_bias_init, make_cell
 from lstmjax.checks import whole_number
 from lstmjax.functions import Partial
 from lstmjax.gates import Activation, sigmoid, tanh
@@ -154,12 +141,8 @@ def _recurrence(gate_activation: Activation, activation: Activation) -> Recurren
     of = {"gate_activation": gate_activation, "activation": activation}
     return Recurrence(
         PRODUCTS, Gated(Partial(_gates, **of), Partial(_update, gate_activation=gate_activation)), keeps="update",
-        check=_check,
+        check=Partial(check_step, kind=GRUParams, gates=3),
     )  # fmt: skip
-
-
-def _check(params: GRUParams, state: GRUState, x: Any) -> None:
-    check_step(GRUParams, 3, params, state.h, x)
 
 
 def _gates(z: Gates, state: GRUState, *, gate_activation: Activation, activation: Activation) -> dict[str, Array]:
@@ -222,13 +205,7 @@ def gru(
     check_activations(gate_activation=gate_activation, activation=activation)
     b_init = keep_bias_init(b_init, gate=1, gates=3, update_bias=update_bias)
     parts = (
-        ("w_x", w_x_init, (None, 3 * size)),
-        ("w_h", w_h_init or initializers.per_gate(initializers.orthogonal(), 3), (size, 3 * size)),
-        ("b", b_init, (3 * size,)),
+        *gated_parts(size, 3, w_x_init, w_h_init, b_init),
         ("b_n", Partial(last_block, b_init=b_init, gates=3), (size,)),
     )
-    return Cell(
-        init=Partial(draw_params, kind=GRUParams, parts=parts),
-        initial_state=Partial(zeros_state, kind=GRUState, sizes=(size,)),
-        step=_recurrence(gate_activation, activation),
-    )
+    return make_cell(GRUParams, GRUState, size, parts, _recurrence(gate_activation, activation))

@@ -5,8 +5,8 @@ from typing import NamedTuple
 from jaxtyping import Array
 
 from lstmjax import init as initializers
-from lstmjax.cells.base import Cell, Gates, Recurrence, add_bias, check_activations
-from lstmjax.cells.build import make_cell, relu
+from lstmjax.cells.base import Cell, Gates, Recurrence, add_bias
+from lstmjax.cells.build import check_activations, make_cell, relu
 from lstmjax.cells.rnn import RNNState
 from lstmjax.checks import whole_number
 from lstmjax.functions import Partial

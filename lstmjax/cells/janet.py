@@ -1,22 +1,12 @@
 """JANET, the LSTM with nothing but a forget gate."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jaxtyping import Array
 
 from lstmjax import init as initializers
-from lstmjax.cells.base import (
-    DENSE,
-    Cell,
-    Gated,
-    Gates,
-    Recurrence,
-    check_step,
-    dense_parts,
-    draw_params,
-    forget_bias_init,
-    zeros_state,
-)
+from lstmjax.cells.base import DENSE, Cell, Gated, Gates, Recurrence
+from lstmjax.cells.build import forget_bias_init, gated_parts, make_cell
 from lstmjax.checks import whole_number
 from lstmjax.functions import Partial
 from lstmjax.gates import sigmoid, tanh
@@ -45,10 +35,6 @@ class JANETState(NamedTuple):
     """
 
     h: Array
-
-
-def _check(params: JANETParams, state: JANETState, x: Any) -> None:
-    check_step(JANETParams, 2, params, state.h, x)
 
 
 def _gates(z: Gates, state: JANETState, *, beta: float) -> dict[str, Array]:
@@ -105,9 +91,6 @@ def janet(
     (5, 2)
     """
     size = whole_number("hidden_size", hidden_size)
-    b_init = forget_bias_init(forget_bias, b_init, gates=2, keeps=0)
-    return Cell(
-        init=Partial(draw_params, kind=JANETParams, parts=dense_parts(size, 2, w_x_init, w_h_init, b_init)),
-        initial_state=Partial(zeros_state, kind=JANETState, sizes=(size,)),
-        step=Recurrence(DENSE, Gated(Partial(_gates, beta=beta), _update), keeps="forget", check=_check),
-    )
+    parts = gated_parts(size, 2, w_x_init, w_h_init, forget_bias_init(forget_bias, b_init, gates=2, keeps=0))
+    step = Recurrence(DENSE, Gated(Partial(_gates, beta=beta), _update), keeps="forget")
+    return make_cell(JANETParams, JANETState, size, parts, step)

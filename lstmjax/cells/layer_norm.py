@@ -1,6 +1,6 @@
 """The layer-normalised LSTM."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,22 +8,10 @@ from jax import lax
 from jaxtyping import Array
 
 from lstmjax import init as initializers
-from lstmjax.cells.base import (
-    Cell,
-    Gated,
-    Gates,
-    Recurrence,
-    add_bias,
-    check_step,
-    dense_parts,
-    draw_params,
-    forget_bias_init,
-    wide,
-    zeros_state,
-)
+from lstmjax.cells.base import Cell, Gated, Gates, Recurrence, add_bias, wide
+from lstmjax.cells.build import forget_bias_init, gated_parts, make_cell
 from lstmjax.cells.lstm import LSTMState
 from lstmjax.checks import whole_number
-from lstmjax.functions import Partial
 from lstmjax.gates import sigmoid, tanh, update_cell_state
 from lstmjax.typing import Initializer
 
@@ -52,10 +40,6 @@ class LayerNormLSTMParams(NamedTuple):
     b_c: Array
 
 
-def _check(params: LayerNormLSTMParams, state: LSTMState, x: Any) -> None:
-    check_step(LayerNormLSTMParams, 4, params, state.h, x)
-
-
 def _normalised(v: Array) -> Array:
     """(v − mean) / √(variance + ε) over the last axis, in float32 at least."""
     v = v.astype(wide(v.dtype))
@@ -78,9 +62,6 @@ def _update(gates: dict[str, Array], z: Gates, state: LSTMState) -> LSTMState:
     gain_c, b_c = z[4], z[5]
     c = update_cell_state(gates["forget"], state.c, gates["input"], gates["candidate"])
     return LSTMState(c, gates["output"] * tanh(gain_c * _normalised(c) + b_c))
-
-
-RECURRENCE = Recurrence(_pre, Gated(_gates, _update), keeps="forget", check=_check)
 
 
 def layer_norm_lstm(
@@ -128,14 +109,11 @@ def layer_norm_lstm(
     """
     size = whole_number("hidden_size", hidden_size)
     parts = (
-        *dense_parts(size, 4, w_x_init, w_h_init, forget_bias_init(forget_bias, b_init)),
+        *gated_parts(size, 4, w_x_init, w_h_init, forget_bias_init(forget_bias, b_init)),
         ("gain_x", gain_init, (4 * size,)),
         ("gain_h", gain_init, (4 * size,)),
         ("gain_c", gain_init, (size,)),
         ("b_c", initializers.zeros, (size,)),
     )
-    return Cell(
-        init=Partial(draw_params, kind=LayerNormLSTMParams, parts=parts),
-        initial_state=Partial(zeros_state, kind=LSTMState, sizes=(size, size)),
-        step=RECURRENCE,
-    )
+    step = Recurrence(_pre, Gated(_gates, _update), keeps="forget")
+    return make_cell(LayerNormLSTMParams, LSTMState, size, parts, step)

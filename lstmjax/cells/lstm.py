@@ -8,19 +8,8 @@ from jax import jvp
 from jaxtyping import Array, Float
 
 from lstmjax import init as initializers
-from lstmjax.cells.base import (
-    DENSE,
-    Cell,
-    Gated,
-    Gates,
-    Linearisation,
-    Recurrence,
-    check_activations,
-    check_step,
-    draw_params,
-    forget_bias_init,
-    zeros_state,
-)
+from lstmjax.cells.base import DENSE, Cell, Gated, Gates, Linearisation, Recurrence
+from lstmjax.cells.build import check_activations, check_step, forget_bias_init, gated_parts, make_cell
 from lstmjax.checks import whole_number
 from lstmjax.functions import Partial
 from lstmjax.gates import (
@@ -109,12 +98,9 @@ def recurrence(
     of = {"gate_activation": gate_activation, "activation": activation}
     return Recurrence(
         DENSE, Gated(Partial(_gates, **of), Partial(from_gates, activation=activation)), project=project,
-        keeps="forget", check=check or _check, by_hand=Linearisation(Partial(_linearise, **of), _tangent),
+        keeps="forget", check=check or Partial(check_step, kind=LSTMParams, gates=4),
+        by_hand=Linearisation(Partial(_linearise, **of), _tangent),
     )  # fmt: skip
-
-
-def _check(params: LSTMParams, state: LSTMState, x: Any) -> None:
-    check_step(LSTMParams, 4, params, state.h, x)
 
 
 def _gates(z: Gates, state: LSTMState, *, gate_activation: Activation, activation: Activation) -> dict[str, Array]:
@@ -201,13 +187,5 @@ def lstm(
     """
     size = whole_number("hidden_size", hidden_size)
     check_activations(gate_activation=gate_activation, activation=activation)
-    parts = (
-        ("w_x", w_x_init, (None, 4 * size)),
-        ("w_h", w_h_init or initializers.per_gate(initializers.orthogonal(), 4), (size, 4 * size)),
-        ("b", forget_bias_init(forget_bias, b_init), (4 * size,)),
-    )
-    return Cell(
-        init=Partial(draw_params, kind=LSTMParams, parts=parts),
-        initial_state=Partial(zeros_state, kind=LSTMState, sizes=(size, size)),
-        step=recurrence(gate_activation, activation),
-    )
+    parts = gated_parts(size, 4, w_x_init, w_h_init, forget_bias_init(forget_bias, b_init))
+    return make_cell(LSTMParams, LSTMState, size, parts, recurrence(gate_activation, activation))

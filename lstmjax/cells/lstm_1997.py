@@ -1,14 +1,14 @@
 """The LSTM as it was first published, without a forget gate."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jaxtyping import Array
 
 from lstmjax import init as initializers
-from lstmjax.cells.base import DENSE, Cell, Gated, Gates, Recurrence, check_step, dense_parts, draw_params, zeros_state
+from lstmjax.cells.base import DENSE, Cell, Gated, Gates, Recurrence
+from lstmjax.cells.build import gated_parts, make_cell
 from lstmjax.cells.lstm import LSTMState
 from lstmjax.checks import whole_number
-from lstmjax.functions import Partial
 from lstmjax.gates import sigmoid, tanh
 from lstmjax.typing import Initializer
 
@@ -27,10 +27,6 @@ class LSTM1997Params(NamedTuple):
     b: Array
 
 
-def _check(params: LSTM1997Params, state: LSTMState, x: Any) -> None:
-    check_step(LSTM1997Params, 3, params, state.h, x)
-
-
 def _gates(z: Gates, state: LSTMState) -> dict[str, Array]:
     del state
     z_i, z_g, z_o = z
@@ -41,9 +37,6 @@ def _update(gates: dict[str, Array], z: Gates, state: LSTMState) -> LSTMState:
     del z
     c = state.c + gates["input"] * gates["candidate"]
     return LSTMState(c, gates["output"] * tanh(c / 2))
-
-
-RECURRENCE = Recurrence(DENSE, Gated(_gates, _update), check=_check)
 
 
 def lstm_1997(
@@ -89,8 +82,5 @@ def lstm_1997(
     (5, 2)
     """
     size = whole_number("hidden_size", hidden_size)
-    return Cell(
-        init=Partial(draw_params, kind=LSTM1997Params, parts=dense_parts(size, 3, w_x_init, w_h_init, b_init)),
-        initial_state=Partial(zeros_state, kind=LSTMState, sizes=(size, size)),
-        step=RECURRENCE,
-    )
+    parts = gated_parts(size, 3, w_x_init, w_h_init, b_init)
+    return make_cell(LSTM1997Params, LSTMState, size, parts, Recurrence(DENSE, Gated(_gates, _update)))

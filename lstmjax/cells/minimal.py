@@ -6,8 +6,8 @@ import jax
 from jaxtyping import Array
 
 from lstmjax import init as initializers
-from lstmjax.cells.base import Cell, Gated, Gates, Recurrence, add_bias, keep_bias_init
-from lstmjax.cells.build import make_cell, mix
+from lstmjax.cells.base import Cell, Gated, Gates, Recurrence, add_bias
+from lstmjax.cells.build import keep_bias_init, make_cell, mix
 from lstmjax.cells.gru import GRUState
 from lstmjax.checks import whole_number
 from lstmjax.gates import sigmoid

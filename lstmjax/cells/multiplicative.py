@@ -1,15 +1,15 @@
 """The multiplicative LSTM, whose recurrent weights depend on the input."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jaxtyping import Array
 
 from lstmjax import init as initializers
-from lstmjax.cells.base import Cell, check_step, dense_parts, draw_params, forget_bias_init, zeros_state
+from lstmjax.cells.base import Cell
+from lstmjax.cells.build import forget_bias_init, gated_parts, make_cell
 from lstmjax.cells.lstm import LSTMState, recurrence
 from lstmjax.checks import whole_number
-from lstmjax.functions import Partial
 from lstmjax.gates import pre_activation
 from lstmjax.typing import Initializer
 
@@ -32,15 +32,8 @@ class MultiplicativeLSTMParams(NamedTuple):
     w_mh: Array
 
 
-def _check(params: MultiplicativeLSTMParams, state: LSTMState, x: Any) -> None:
-    check_step(MultiplicativeLSTMParams, 4, params, state.h, x)
-
-
 def _pre(params: MultiplicativeLSTMParams, x: Array, h: Array) -> Array:
     return pre_activation(params.w_x, params.w_h, params.b, x, (x @ params.w_mx) * (h @ params.w_mh))
-
-
-RECURRENCE = dataclasses.replace(recurrence(check=_check), pre=_pre)
 
 
 def multiplicative_lstm(
@@ -94,12 +87,9 @@ def multiplicative_lstm(
     """
     size = whole_number("hidden_size", hidden_size)
     parts = (
-        *dense_parts(size, 4, w_x_init, w_h_init, forget_bias_init(forget_bias, b_init)),
+        *gated_parts(size, 4, w_x_init, w_h_init, forget_bias_init(forget_bias, b_init)),
         ("w_mx", w_mx_init, (None, size)),
         ("w_mh", w_mh_init or initializers.orthogonal(), (size, size)),
     )
-    return Cell(
-        init=Partial(draw_params, kind=MultiplicativeLSTMParams, parts=parts),
-        initial_state=Partial(zeros_state, kind=LSTMState, sizes=(size, size)),
-        step=RECURRENCE,
-    )
+    step = dataclasses.replace(recurrence(), pre=_pre, check=None)
+    return make_cell(MultiplicativeLSTMParams, LSTMState, size, parts, step)

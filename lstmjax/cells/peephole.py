@@ -1,24 +1,14 @@
 """The LSTM whose gates look at the cell state."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jaxtyping import Array
 
 from lstmjax import init as initializers
-from lstmjax.cells.base import (
-    Cell,
-    Gated,
-    Gates,
-    Recurrence,
-    check_step,
-    dense_parts,
-    draw_params,
-    forget_bias_init,
-    zeros_state,
-)
+from lstmjax.cells.base import Cell, Gated, Gates, Recurrence
+from lstmjax.cells.build import forget_bias_init, gated_parts, make_cell
 from lstmjax.cells.lstm import LSTMState
 from lstmjax.checks import whole_number
-from lstmjax.functions import Partial
 from lstmjax.gates import emit_hidden_state, pre_activation, sigmoid, tanh, update_cell_state
 from lstmjax.typing import Initializer
 
@@ -39,14 +29,6 @@ class PeepholeLSTMParams(NamedTuple):
     p: Array
 
 
-def _check(params: PeepholeLSTMParams, state: LSTMState, x: Any) -> None:
-    check_step(PeepholeLSTMParams, 4, params, state.h, x)
-    given, hidden = getattr(params, "p", None), params.w_h.shape[0]
-    if given is None or given.shape != (3 * hidden,):
-        given = "missing" if given is None else f"of shape {given.shape}"
-        raise ValueError(f"params.p is {given}; wanted [3H], which for H = {hidden} is {(3 * hidden,)}")
-
-
 def _pre(params: PeepholeLSTMParams, x: Array, h: Array) -> tuple[Array, Array]:
     # A weight that works elementwise is one more gate.
     return pre_activation(params.w_x, params.w_h, params.b, x, h), params.p
@@ -62,9 +44,6 @@ def _gates(z: Gates, state: LSTMState) -> dict[str, Array]:
 def _update(gates: dict[str, Array], z: Gates, state: LSTMState) -> LSTMState:
     c = update_cell_state(gates["forget"], state.c, gates["input"], gates["candidate"])
     return LSTMState(c, emit_hidden_state(sigmoid(z[3] + z[6] * c), c))
-
-
-RECURRENCE = Recurrence(_pre, Gated(_gates, _update), keeps="forget", check=_check)
 
 
 def peephole_lstm(
@@ -113,9 +92,6 @@ def peephole_lstm(
     ((6,), (5, 2))
     """
     size = whole_number("hidden_size", hidden_size)
-    parts = dense_parts(size, 4, w_x_init, w_h_init, forget_bias_init(forget_bias, b_init))
-    return Cell(
-        init=Partial(draw_params, kind=PeepholeLSTMParams, parts=(*parts, ("p", p_init, (3 * size,)))),
-        initial_state=Partial(zeros_state, kind=LSTMState, sizes=(size, size)),
-        step=RECURRENCE,
-    )
+    parts = gated_parts(size, 4, w_x_init, w_h_init, forget_bias_init(forget_bias, b_init))
+    step = Recurrence(_pre, Gated(_gates, _update), keeps="forget")
+    return make_cell(PeepholeLSTMParams, LSTMState, size, (*parts, ("p", p_init, (3 * size,))), step)

@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 from jaxtyping import Array, Float
 
 from lstmjax import init as initializers
-from lstmjax.cells.base import Cell, check_input, check_kind, draw_params, forget_bias_init, zeros_state
+from lstmjax.cells.base import Cell
+from lstmjax.cells.build import check_input, check_kind, draw_params, forget_bias_init, zeros_state
 from lstmjax.cells.lstm import LSTMState, recurrence
 from lstmjax.checks import whole_number
 from lstmjax.functions import Partial

@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 from jaxtyping import Array, Float
 
 from lstmjax import init as initializers
-from lstmjax.cells.base import DENSE, Cell, Gates, Recurrence, check_activations, check_step, draw_params, zeros_state
+from lstmjax.cells.base import DENSE, Cell, Gates, Recurrence
+from lstmjax.cells.build import check_activations, check_step, gated_parts, make_cell
 from lstmjax.checks import whole_number
 from lstmjax.functions import Partial
 from lstmjax.gates import Activation, tanh
@@ -63,11 +64,8 @@ def rnn_step(
 
 
 def _recurrence(activation: Activation) -> Recurrence:
-    return Recurrence(DENSE, Partial(_activate, activation=activation), check=_check)
-
-
-def _check(params: RNNParams, state: RNNState, x: Any) -> None:
-    check_step(RNNParams, 1, params, state.h, x)
+    check = Partial(check_step, kind=RNNParams, gates=1)
+    return Recurrence(DENSE, Partial(_activate, activation=activation), check=check)
 
 
 def _activate(z: Gates, state: RNNState, *, activation: Activation) -> RNNState:
@@ -108,9 +106,5 @@ def rnn(
     """
     size = whole_number("hidden_size", hidden_size)
     check_activations(activation=activation)
-    parts = (("w_x", w_x_init, (None, size)), ("w_h", w_h_init, (size, size)), ("b", b_init, (size,)))
-    return Cell(
-        init=Partial(draw_params, kind=RNNParams, parts=parts),
-        initial_state=Partial(zeros_state, kind=RNNState, sizes=(size,)),
-        step=_recurrence(activation),
-    )
+    parts = gated_parts(size, 1, w_x_init, w_h_init, b_init)
+    return make_cell(RNNParams, RNNState, size, parts, _recurrence(activation))

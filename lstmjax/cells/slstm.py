@@ -1,25 +1,14 @@
 """The sLSTM of xLSTM: exponential gates with a normaliser and a stabiliser, and heads."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from lstmjax import init as initializers
-from lstmjax.cells.base import (
-    Cell,
-    Gated,
-    Gates,
-    Recurrence,
-    add_bias,
-    check_input,
-    check_kind,
-    draw_params,
-    forget_bias_init,
-    wide,
-    zeros_state,
-)
+from lstmjax.cells.base import Cell, Gated, Gates, Recurrence, add_bias, wide
+from lstmjax.cells.build import forget_bias_init, make_cell
 from lstmjax.checks import whole_number
 from lstmjax.functions import Partial
 from lstmjax.gates import sigmoid, tanh
@@ -56,20 +45,6 @@ class SLSTMState(NamedTuple):
     h: Array
 
 
-def _check(params: SLSTMParams, state: SLSTMState, x: Any) -> None:
-    check_kind(params, SLSTMParams)
-    shape = params.w_h.shape
-    if len(shape) != 3 or shape[2] != 4 * shape[1] or params.w_x.shape[1:] != (shape[0] * shape[2],):
-        raise ValueError(
-            f"params.w_x and w_h have shapes {params.w_x.shape} and {shape}; wanted [I, 4H] and [K, D, 4D] with H = K·D"
-        )
-    check_input(params, x)
-    wanted = (*x.shape[:-1], shape[0] * shape[1])
-    for name, leaf in state._asdict().items():
-        if leaf.shape != wanted:
-            raise ValueError(f"state.{name} has shape {leaf.shape}; wanted {wanted}, the batch axes of x and H units")
-
-
 def _pre(params: SLSTMParams, x: Array, h: Array) -> Array:
     heads, size, _ = params.w_h.shape
     by_h = jnp.einsum("...kd,kdn->...kn", h.reshape(*h.shape[:-1], heads, size), params.w_h)
@@ -98,9 +73,6 @@ def _update(gates: dict[str, Array], z: Gates, state: SLSTMState) -> SLSTMState:
     m, i, f = _stabilised(z, state)
     c, n = f * state.c + i * gates["candidate"], f * state.n + i
     return SLSTMState(c, n, m, sigmoid(z[3]) * c / n)
-
-
-RECURRENCE = Recurrence(_pre, Gated(_gates, _update), keeps="forget", check=_check)
 
 
 def slstm(
@@ -166,11 +138,7 @@ def slstm(
         ("w_h", w_h_init or Partial(_orthogonal_heads), (count, head, 4 * head)),
         ("b", forget_bias_init(forget_bias, b_init), (4 * size,)),
     )
-    return Cell(
-        init=Partial(draw_params, kind=SLSTMParams, parts=parts),
-        initial_state=Partial(zeros_state, kind=SLSTMState, sizes=(size,) * 4),
-        step=RECURRENCE,
-    )
+    return make_cell(SLSTMParams, SLSTMState, size, parts, Recurrence(_pre, Gated(_gates, _update), keeps="forget"))
 
 
 def _orthogonal_heads(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:

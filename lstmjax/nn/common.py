@@ -32,8 +32,8 @@ from lstmjax.cells import (
     lstm,
     rnn,
 )
-from lstmjax.cells.base import draw_params, wide
-from lstmjax.cells.build import Parts
+from lstmjax.cells.base import wide
+from lstmjax.cells.build import Parts, draw_params
 from lstmjax.checks import whole_number
 from lstmjax.functions import Partial
 from lstmjax.stack import Merge, merged_size, unroll_stack

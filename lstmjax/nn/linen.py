@@ -28,8 +28,7 @@ from jaxtyping import Array
 
 from lstmjax import init as initializers
 from lstmjax.cells import Cell, ConvLSTMParams, GRUState, LSTMState, MGUParams, conv_lstm, mgu
-from lstmjax.cells.base import forget_bias_init
-from lstmjax.cells.build import GatedParams, Parts
+from lstmjax.cells.build import GatedParams, Parts, forget_bias_init
 from lstmjax.checks import whole_number
 from lstmjax.gates import sigmoid, tanh
 from lstmjax.nn import common

@@ -24,7 +24,7 @@ from flax.nnx.nn.dtypes import promote_dtype as flax_promote_dtype
 from jaxtyping import Array
 
 from lstmjax.cells import Cell
-from lstmjax.cells.base import forget_bias_init
+from lstmjax.cells.build import forget_bias_init
 from lstmjax.checks import whole_number
 from lstmjax.gates import sigmoid, tanh
 from lstmjax.init import zeros
