@@ -7,7 +7,7 @@
 # And: test-slow (the tests that are slow and rarely wrong: the README and the notebooks, the site, whole benchmarks,
 # other libraries, processes that are killed), study, throughput, long-lag (what decides the decay; speed; who learns
 # over a long lag), zoo (every cell side by side), notebooks, docs, lint, format, results (what is committed, anew),
-# release (the wheel and the sdist, tried, in dist/; publishes nothing), accelerators (compiles for TPUs and GPUs that
+# release (the wheels and the sdist, tried, in dist/; publishes nothing), accelerators (compiles for TPUs and GPUs that
 # are not there), clean.
 #
 # PYTHON chooses the interpreter, VENV the environment's folder, EXTRAS what is installed with the library.
@@ -133,6 +133,8 @@ release: $(INSTALLED)
 		{ echo "CITATION.cff has another version than lstmjax/__init__.py, $(VERSION)"; exit 1; }
 	@test -z "$$(git status --porcelain --untracked-files=no)" || { echo "there are changes that are not committed"; exit 1; }
 	rm -rf dist
+	mkdir dist
+	PYTHON=$(BIN)/python bash .ci/wheels dist
 	PYTHON=$(BIN)/python bash .ci/package dist
 
 clean:

@@ -5,7 +5,6 @@
 
 import importlib.util
 import os
-import platform
 import shlex
 import shutil
 import subprocess
@@ -30,7 +29,10 @@ X86 = {
     "avx2": (32, ["-mavx2", "-mfma"]),
     "avx512": (64, ["-mavx512f", "-mavx512dq", "-mavx512vl", "-mfma"]),
 }
-TARGETS = X86 if platform.machine().lower() in ("x86_64", "amd64") else {"base": (16, [])}
+PLATFORM = os.environ.get("LSTMJAX_PLATFORM") or sysconfig.get_platform()
+"""What it is built for, in the words of a wheel's name: this machine, or what $CXX compiles for, as in .ci/wheels."""
+
+TARGETS = X86 if PLATFORM.endswith(("x86_64", "amd64")) else {"base": (16, [])}
 """Of each instruction set the bytes of a vector, and what makes a compiler use it."""
 
 
@@ -115,7 +117,7 @@ class CustomBuildHook(BuildHookInterface):
             self.app.display_warning(f"lstmjax is built without its kernels for CPU: {why_not}")
             return
         build_data["pure_python"] = False
-        build_data["tag"] = "py3-none-" + sysconfig.get_platform().replace("-", "_").replace(".", "_")
+        build_data["tag"] = "py3-none-" + PLATFORM.replace("-", "_").replace(".", "_")
 
 
 if __name__ == "__main__":

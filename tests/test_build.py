@@ -1,5 +1,6 @@
 """How the kernels for CPU are built: what is said where they are not; the sanitisers over them."""
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +54,37 @@ def test_a_compiler_that_cannot_be_started(folder, monkeypatch):
 
 def test_where_nothing_was_built_nothing_more_is_said(folder):
     assert why_not() == "the kernels for CPU were not built"
+
+
+@pytest.mark.parametrize(
+    ("platform", "targets", "tag"),
+    [
+        ("manylinux_2_17_x86_64", {"base", "avx2", "avx512"}, "py3-none-manylinux_2_17_x86_64"),
+        ("macosx-11.0-arm64", {"base"}, "py3-none-macosx_11_0_arm64"),
+    ],
+)
+def test_a_wheel_for_another_machine(tmp_path, monkeypatch, platform, targets, tag):
+    compiler = tmp_path / "cxx"
+    compiler.write_text('#!/bin/sh\nwhile [ "$1" != -o ]; do shift; done; : > "$2"\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setenv("LSTMJAX_PLATFORM", platform)
+    spec = importlib.util.spec_from_file_location("build_for_another", hatch_build.__file__)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert set(module.TARGETS) == targets
+    for name, path in (("__file__", "hatch_build.py"), ("LIBRARY", "kernels.so"), ("WHY_NOT", "why_not.txt")):
+        monkeypatch.setattr(module, name, tmp_path / path)
+
+    class Hook(module.CustomBuildHook):
+        target_name = "wheel"
+
+        def __init__(self):
+            """Without what hatchling hands over."""
+
+    data = {"artifacts": []}
+    Hook().initialize("standard", data)
+    assert data == {"artifacts": ["kernels.so"], "pure_python": False, "tag": tag}
 
 
 @pytest.mark.slow

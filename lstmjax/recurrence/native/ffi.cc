@@ -9,6 +9,10 @@
 #include <string>
 #include <thread>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include "plan.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -19,14 +23,25 @@ namespace ffi = xla::ffi;
 using Buffer = ffi::AnyBuffer;
 using Result = ffi::Result<ffi::AnyBuffer>;
 
-const Target& target() {
 #if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-    return target_avx512;
-  }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return target_avx2;
-#endif
+// What the processor can do and the system saves for it, asked directly: not every compiler's own question is answered.
+const Target& widest() {
+  unsigned a, b, c, d, saved, unused;
+  if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE) || !(c & bit_FMA)) return target_base;
+  __asm__("xgetbv" : "=a"(saved), "=d"(unused) : "c"(0));
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return target_base;
+  constexpr unsigned kYmm = 0x06, kZmm = 0xe6, k512 = bit_AVX512F | bit_AVX512DQ | bit_AVX512VL;
+  if ((saved & kZmm) == kZmm && (b & k512) == k512) return target_avx512;
+  if ((saved & kYmm) == kYmm && (b & bit_AVX2)) return target_avx2;
   return target_base;
+}
+#else
+const Target& widest() { return target_base; }
+#endif
+
+const Target& target() {
+  static const Target& found = widest();
+  return found;
 }
 
 template <typename S>
