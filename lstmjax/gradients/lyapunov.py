@@ -110,7 +110,7 @@ def flossing_penalty(
         A scalar, differentiable with respect to the parameters.
 
     Raises:
-        ValueError: as :func:`lyapunov_spectrum`.
+        ValueError: as :func:`lyapunov_spectrum`, and where there is no row to average over.
 
     Source: Engelken (2023), gradient flossing.
 
@@ -121,6 +121,8 @@ def flossing_penalty(
     0.9609
     """
     exponents = lyapunov_spectrum(cell, params, xs, state, leading=leading, burn_in=burn_in)
+    if not exponents.size:
+        raise ValueError(f"xs has batch axes {exponents.shape[1:]}; wanted at least one row to average over")
     return (exponents**2).sum(0).mean()
 
 
