@@ -73,10 +73,13 @@ def unroll(
         scan_unroll: how many steps the compiled loop holds in its body, as in ``lax.scan``; chosen unless given.
         implementation: ``"fused"``, the recurrence and its transpose of :mod:`lstmjax.recurrence.linear`, for a step
             in two parts (:class:`~lstmjax.cells.base.Recurrence`); ``"native"``, the same in C++ on a CPU, for the
-            requests :mod:`lstmjax.recurrence.cpu` can serve; ``"scan"``, the step under ``lax.scan``, for any
-            cell, and bit for bit the same however a sequence is cut; ``"cudnn"``, NVIDIA's, for the requests
-            :mod:`lstmjax.recurrence.cudnn` can serve; None: ``"native"`` where the program is compiled for one CPU
-            and the kernels are there, else ``"fused"`` where the step allows it, else ``"scan"``.
+            requests :mod:`lstmjax.recurrence.cpu` can serve; ``"pallas"``, the same as one kernel for the whole
+            sequence on an NVIDIA GPU, for the steps in two parts :mod:`lstmjax.recurrence.pallas` can serve, which was
+            compiled for sm_90 and measured on no device, and on a CPU is interpreted, slowly; ``"scan"``, the step
+            under ``lax.scan``, for any cell, and bit for bit the same however a sequence is cut; ``"cudnn"``,
+            NVIDIA's, for the requests :mod:`lstmjax.recurrence.cudnn` can serve; None: ``"native"`` where the program
+            is compiled for one CPU and the kernels are there, else ``"fused"`` where the step allows it, else
+            ``"scan"``.
             Values and derivatives agree to rounding.
 
     Returns:
@@ -85,7 +88,8 @@ def unroll(
 
     Raises:
         ValueError: an argument has the wrong shape, structure or value; lengths are checked against T where they are
-            known, and under ``jit`` count as T where they exceed it.
+            known, and under ``jit`` count as T where they exceed it. Or the implementation that is asked for cannot
+            run this, or not on the platform the program is lowered for.
         TypeError: an argument has the wrong dtype, or params are not those of one cell.
 
     >>> import jax.numpy as jnp, lstmjax

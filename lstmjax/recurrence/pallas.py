@@ -193,7 +193,9 @@ def _forward_kernel(plan: Plan, problem: Problem, given: Any, out: Any, program:
     places, recorded, kept_of_steps = out
     step = plan.parts.step
     rows = Span(program * ROWS, ROWS, problem.rows)
-    weights_of = _held(problem, lambda *at: [_load(matrix, at[0], n, at[1]) for n in range(len(problem.reading))])
+    weights_of = _held(
+        problem, program, lambda *at: [_load(matrix, at[0], n, at[1]) for n in range(len(problem.reading))]
+    )
 
     def begin(units: Span, _: None) -> None:
         jax.tree.map(lambda to, of: _store(to, _load(of, rows, units), 0, rows, units), places, start)
@@ -287,7 +289,9 @@ def _transposed_kernel(plan: Plan, problem: Problem, given: Any, out: Any, progr
     rows = Span(program * ROWS, ROWS, problem.rows)
     tile = jax.ShapeDtypeStruct((ROWS, problem.tile), problem.dtype)
     gates, state = (tile,) * problem.gates, jax.tree.map(lambda _: tile, d_state)
-    weights_of = _held(problem, lambda *at: [_load(matrix, at[0], n, at[1]).T for n in range(len(problem.reading))])
+    weights_of = _held(
+        problem, program, lambda *at: [_load(matrix, at[0], n, at[1]).T for n in range(len(problem.reading))]
+    )
 
     def begin(units: Span, _: None) -> None:
         _store_all(d_state, _loaded(d_final, rows, units), 0, rows, units)
@@ -353,7 +357,9 @@ def _problem(parts: Parts, weights: Any, xs: Any, start: State, dtype: Any) -> t
     matrix = matrix.reshape(units, -1, units)
     gates = matrix.shape[1]
     reading = _reading(parts, weights, gates, units)
-    matrix = matrix[:, np.array(reading)].astype(dtype_of(weights))
+    if len(reading) < gates:
+        matrix = jnp.stack([matrix[:, gate] for gate in reading], axis=1)
+    matrix = matrix.astype(dtype_of(weights))
     bytes_of_one = len(reading) * matrix.dtype.itemsize
     tile = max(16, 2 ** (units - 1).bit_length())  # Triton's tiles are powers of two
     if tile > 128 or tile**2 * bytes_of_one > HELD_BYTES:
@@ -393,11 +399,12 @@ def _over(problem: Problem, body: Callable, carried: Any) -> Any:
     return lax.fori_loop(np.int32(0), np.int32(-(-problem.units // size)), one, carried)
 
 
-def _held(problem: Problem, load: Callable) -> Callable:
+def _held(problem: Problem, program: Any, load: Callable) -> Callable:
     """The weights' tiles of two spans of units; where there is one tile, it is loaded once for all steps."""
     if problem.tile < problem.units:
         return load
-    whole = Span(np.int32(0), problem.tile, problem.units)
+    # A zero that is traced: JAX holds one that is known to the array's bounds, whatever the mask.
+    whole = Span(program * 0, problem.tile, problem.units)
     held = load(whole, whole)
     return lambda *_: held
 
