@@ -105,6 +105,21 @@ def test_several_tiles_and_programs(x64, name, monkeypatch):
     same(*ways(cell, *problem(cell, (T, 19, I)), resets=resets), 1e-11)
 
 
+def test_tiles_do_not_wait_for_one_another(x64, monkeypatch):
+    """Between two barriers a GPU's threads may be at any tile: from the last to the first it is the same."""
+    monkeypatch.setattr(pallas, "HELD_BYTES", 0)
+    monkeypatch.setattr(pallas, "TILE_BYTES", 0)
+
+    def backwards(problem, body, carried):
+        last = (-(-problem.units // problem.tile) - 1) * problem.tile
+        return over(problem, lambda span, carried: body(span._replace(start=last - span.start), carried), carried)
+
+    over = pallas._over
+    monkeypatch.setattr(pallas, "_over", backwards)
+    cell = lstmjax.lstm(38)
+    same(*ways(cell, *problem(cell, (T, B, I)), resets=RESETS), 1e-11)
+
+
 def test_a_history(x64):
     cell = CELLS["lstm"]
     args = problem(cell, (T, B, I))

@@ -26,7 +26,7 @@ from jax import lax
 from jax.custom_derivatives import linear_call
 from jaxtyping import Array
 
-from lstmjax.cells.base import Gates, Products, cast_floating, cast_like, dtype_of, working_dtype
+from lstmjax.cells.base import Gates, Products, cast_floating, cast_like, dtype_of, from_h, working_dtype
 from lstmjax.cells.build import FIRST_BY_H
 from lstmjax.cells.gru import PRODUCTS
 from lstmjax.recurrence import elementwise
@@ -350,22 +350,29 @@ def _transposed_kernel(plan: Plan, problem: Problem, given: Any, out: Any, progr
 def _problem(parts: Parts, weights: Any, xs: Any, start: State, dtype: Any) -> tuple[Problem, Array]:
     """The sizes, and the matrix by which h reaches the gates that read it, ``[H, gates, H]``."""
     units, batch = start.h.shape[-1], start.h.shape[:-1]
-    rows = (units, *(1 for _ in batch[1:]))
-    one = jnp.eye(units, dtype=start.h.dtype).reshape(*rows, units)
-    with jax.default_matmul_precision("highest"):  # a product with ones and zeros, to be exact
-        matrix = _by_h(parts, weights, xs, start.h, rows, one)
-    matrix = matrix.reshape(units, -1, units)
-    gates = matrix.shape[1]
-    reading = _reading(parts, weights, gates, units)
-    if len(reading) < gates:
-        matrix = jnp.stack([matrix[:, gate] for gate in reading], axis=1)
-    matrix = matrix.astype(dtype_of(weights))
+    gates = _by_h(parts, weights, xs, start.h, batch).shape[-1] // units
+    reading, matrix = _matrix(parts, weights, xs, start.h, gates)
     bytes_of_one = len(reading) * matrix.dtype.itemsize
     tile = max(16, 2 ** (units - 1).bit_length())  # Triton's tiles are powers of two
     if tile > 128 or tile**2 * bytes_of_one > HELD_BYTES:
         tile = max(n for n in (16, 32, 64) if n == 16 or n**2 * bytes_of_one <= TILE_BYTES)
     sizes = Problem(jax.tree.leaves(xs)[0].shape[0], math.prod(batch), units, gates, reading, dtype, tile)
     return sizes, matrix
+
+
+def _matrix(parts: Parts, weights: Any, xs: Any, h: Array, gates: int) -> tuple[tuple[int, ...], Array]:
+    """The gates that read h, and their matrix; of products that are not known here, what they make of each unit."""
+    units, pre = h.shape[-1], parts.step.pre
+    by_h = pre.from_h if isinstance(pre, Products) else None
+    if by_h in (from_h, FIRST_BY_H.from_h, PRODUCTS.from_h):
+        matrix = weights.w_h_t.T.reshape(units, -1, units)
+        # Of a candidate in two parts the one of x stands before the one of h.
+        candidate = (*range(gates - 2), gates - 1)
+        return candidate if by_h is PRODUCTS.from_h else tuple(range(matrix.shape[1])), matrix
+    rows = (units, *(1 for _ in h.shape[1:-1]))
+    with jax.default_matmul_precision("highest"):  # a product with ones and zeros, to be exact
+        matrix = _by_h(parts, weights, xs, h, rows, jnp.eye(units, dtype=h.dtype).reshape(*rows, units))
+    return tuple(range(gates)), matrix.reshape(units, gates, units).astype(dtype_of(weights))
 
 
 def _by_h(parts: Parts, weights: Any, xs: Any, h: Array, rows: Shape, dh: Array | None = None) -> Any:
@@ -376,17 +383,6 @@ def _by_h(parts: Parts, weights: Any, xs: Any, h: Array, rows: Shape, dh: Array 
         like = jax.ShapeDtypeStruct((*rows, h.shape[-1]), h.dtype)
         return jax.eval_shape(parts.dz_by_h, weights, x, like)
     return parts.dz_by_h(weights, x, dh)
-
-
-def _reading(parts: Parts, weights: Any, gates: int, units: int) -> tuple[int, ...]:
-    """The gates that read h; of products that are not known here, all."""
-    pre = parts.step.pre
-    by_h = pre.from_h if isinstance(pre, Products) else None
-    if by_h is PRODUCTS.from_h:  # the candidate's part of x stands before its part of h
-        return (*range(gates - 2), gates - 1)
-    if by_h is FIRST_BY_H.from_h:
-        return tuple(range(weights.w_h.shape[1] // units))
-    return tuple(range(gates))
 
 
 def _over(problem: Problem, body: Callable, carried: Any) -> Any:
