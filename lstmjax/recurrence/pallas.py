@@ -198,7 +198,7 @@ def _forward_kernel(plan: Plan, problem: Problem, given: Any, out: Any, program:
     )
 
     def begin(units: Span, _: None) -> None:
-        jax.tree.map(lambda to, of: _store(to, _load(of, rows, units), 0, rows, units), places, start)
+        _store(places, _load(start, rows, units), 0, rows, units)
 
     def one(n: Any, _: None) -> None:
         t = problem.steps - 1 - n if plan.reverse else n
@@ -207,23 +207,23 @@ def _forward_kernel(plan: Plan, problem: Problem, given: Any, out: Any, program:
 
         def of_units(units: Span, _: None) -> None:
             def by_h(depth: Span, z: Gates) -> Gates:
-                h = restored(_loaded(fresh and fresh.h, rows, depth), _load(places.h, old, rows, depth), now)
+                h = restored(_load(fresh and fresh.h, rows, depth), _load(places.h, old, rows, depth), now)
                 tiles = dict(zip(problem.reading, weights_of(depth, units), strict=True))
                 h = h.astype(matrix.dtype)
                 return tuple(a + _dot(h, tiles[n], problem.dtype) if n in tiles else a for n, a in enumerate(z))
 
             z = tuple(_load(from_x, t, rows, gate, units) for gate in range(problem.gates))
             z = _over(problem, by_h, z)
-            before = restored(_loaded(fresh, rows, units), _loaded(places, old, rows, units), now)
+            before = restored(_load(fresh, rows, units), _load(places, old, rows, units), now)
             if kept_of_steps is None:
                 new = step.activate(z, step.working(before))
             else:
                 new, coefficients = plan.parts.linearise_gates(z, before)
-                _store_all(kept_of_steps, (coefficients, before.h), t, rows, units)
+                _store(kept_of_steps, (coefficients, before.h), t, rows, units)
             new = cast_like(new, before)
             new, y = kept(new, new.h, before, now)
-            _store_all(places, new, 1 - old, rows, units)
-            _store_all(recorded, plan.record(new, y), t, rows, units)
+            _store(places, new, 1 - old, rows, units)
+            _store(recorded, plan.record(new, y), t, rows, units)
 
         _over(problem, of_units, None)
         barrier()
@@ -294,28 +294,28 @@ def _transposed_kernel(plan: Plan, problem: Problem, given: Any, out: Any, progr
     )
 
     def begin(units: Span, _: None) -> None:
-        _store_all(d_state, _loaded(d_final, rows, units), 0, rows, units)
+        _store(d_state, _load(d_final, rows, units), 0, rows, units)
         if d_fresh is not None:
-            _store_all(d_fresh, jax.tree.map(lambda t: jnp.zeros(t.shape, t.dtype), state), 0, rows, units)
+            _store(d_fresh, jax.tree.map(lambda t: jnp.zeros(t.shape, t.dtype), state), 0, rows, units)
 
     def one(n: Any, _: None) -> None:
         t = n if plan.reverse else problem.steps - 1 - n
         now = _now(valid, reset, t, rows)
 
         def of_units(units: Span, _: None) -> None:
-            at = _loaded(coefficients, t, rows, units)
+            at = _load(coefficients, t, rows, units)
 
             def tangent(dz: Gates, d_before: State) -> tuple[State, Any]:
                 new = plan.parts.tangent_of_gates(at, dz, d_before)
                 new, y = kept(new, new.h, d_before, now)
                 return new, plan.record(new, y)
 
-            d_new = _loaded(d_state, 0, rows, units)
-            d_new = d_new, cast_floating(_loaded(d_recorded, t, rows, units), problem.dtype)
+            d_new = _load(d_state, 0, rows, units)
+            d_new = d_new, cast_floating(_load(d_recorded, t, rows, units), problem.dtype)
             d_gates, d_before = jax.linear_transpose(tangent, gates, state)(d_new)
             for gate, d_gate in enumerate(d_gates):
                 _store(dz, d_gate, t, rows, gate, units)
-            _store_all(d_state, d_before, 1, rows, units)
+            _store(d_state, d_before, 1, rows, units)
 
         def through_h(units: Span, _: None) -> None:
             def by_h(depth: Span, dh: Array) -> Array:
@@ -323,16 +323,16 @@ def _transposed_kernel(plan: Plan, problem: Problem, given: Any, out: Any, progr
                     dh += _dot(_load(dz, t, rows, gate, depth).astype(matrix.dtype), weights, problem.dtype)
                 return dh
 
-            d_before = _loaded(d_state, 1, rows, units)
+            d_before = _load(d_state, 1, rows, units)
             d_h = _over(problem, by_h, d_before.h)
             d_before = jax.tree.map(lambda ref, d: d_h if ref is d_state.h else d, d_state, d_before)
             if d_fresh is not None:
                 nothing = jax.tree.map(jnp.zeros_like, d_before)
                 more = restored(d_before, nothing, now)
-                so_far = _loaded(d_fresh, n & 1, rows, units)
-                _store_all(d_fresh, jax.tree.map(jnp.add, so_far, more), 1 - (n & 1), rows, units)
+                so_far = _load(d_fresh, n & 1, rows, units)
+                _store(d_fresh, jax.tree.map(jnp.add, so_far, more), 1 - (n & 1), rows, units)
                 d_before = restored(nothing, d_before, now)
-            _store_all(d_state, d_before, 0, rows, units)
+            _store(d_state, d_before, 0, rows, units)
 
         _over(problem, of_units, None)
         barrier()
@@ -425,26 +425,26 @@ def _view(ref: Any, index: tuple) -> tuple[Any, Array | None]:
     return ref.at[tuple(pl.ds(n.start, n.size) if isinstance(n, Span) else jnp.int32(n) for n in index)], mask
 
 
-def _load(ref: Any, *index: Any) -> Array:
+def _load(refs: Any, *index: Any) -> Any:
+    """The same part of every array."""
     from jax.experimental.pallas import triton
 
-    part, mask = _view(ref, index)
-    return triton.load(part) if mask is None else triton.load(part, mask=mask, other=np.zeros((), ref.dtype))
+    def load(ref: Any) -> Array:
+        part, mask = _view(ref, index)
+        return triton.load(part) if mask is None else triton.load(part, mask=mask, other=np.zeros((), ref.dtype))
+
+    return jax.tree.map(load, refs)
 
 
-def _store(ref: Any, value: Array, *index: Any) -> None:
+def _store(refs: Any, values: Any, *index: Any) -> None:
+    """Values into the same part of every array."""
     from jax.experimental.pallas import triton
 
-    part, mask = _view(ref, index)
-    triton.store(part, jnp.broadcast_to(value, part.shape).astype(ref.dtype), mask=mask)
+    def store(ref: Any, value: Array) -> None:
+        part, mask = _view(ref, index)
+        triton.store(part, value.astype(ref.dtype), mask=mask)
 
-
-def _loaded(refs: Any, *index: Any) -> Any:
-    return jax.tree.map(lambda ref: _load(ref, *index), refs)
-
-
-def _store_all(refs: Any, values: Any, *index: Any) -> None:
-    jax.tree.map(lambda ref, value: _store(ref, value, *index), refs, values)
+    jax.tree.map(store, refs, values)
 
 
 def _now(valid: Any, reset: Any, t: Any, rows: Span) -> Timeline:
