@@ -66,7 +66,7 @@ STEPS, ROWS, SIZE, LARGE = 128, 64, 256, 1024
 
 # What `--check` compiles.
 SHORT = {
-    "one H100": ["LSTM, forward", "LSTM", "GRU", "LSTM, bfloat16"],
+    "one H100": ["LSTM, forward", "LSTM", "GRU", "LSTM, bfloat16", "LSTM, pallas"],
     "one v5e": ["LSTM", "GRU"],
     "8 H100": ["LSTM, data parallel", "LSTM, units split"],
     "256 v5e": ["LSTM, data parallel", "LSTM, units split"],
@@ -86,7 +86,7 @@ def devices_of(machine: Machine) -> list[Any]:
 
 
 def programs(machine: Machine) -> dict[str, tuple[Any, tuple]]:
-    """By name, what is compiled: a jitted function and what its arguments will be. All is training but for two."""
+    """By name, what is compiled: a jitted function and what its arguments will be; training, unless forward is said."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -121,8 +121,8 @@ def programs(machine: Machine) -> dict[str, tuple[Any, tuple]]:
     if machine.split == (1, 1):
         both = [(lstm, lstm), (lstm, lstm)]
 
-        def forward(cell: Any) -> tuple[Any, tuple]:
-            return jax.jit(lambda params, xs: lstmjax.unroll(cell, params, xs)[1]), layer(cell)[1]
+        def forward(cell: Any, **options: Any) -> tuple[Any, tuple]:
+            return jax.jit(lambda params, xs: lstmjax.unroll(cell, params, xs, **options)[1]), layer(cell)[1]
 
         def stack_loss(params: Any, xs: Any) -> Any:
             return (lstmjax.unroll_stack(both, params, xs)[1] ** 2).mean()
@@ -132,6 +132,12 @@ def programs(machine: Machine) -> dict[str, tuple[Any, tuple]]:
 
         stack_params = drawn(lambda key, dtype: lstmjax.init_stack(both, key, SIZE, dtype))
         ragged = {"lengths": np.arange(ROWS) * STEPS // ROWS}
+        by_pallas = {
+            "LSTM, forward, pallas": forward(lstm, implementation="pallas"),
+            "LSTM, pallas": layer(lstm, implementation="pallas"),
+            "GRU, pallas": layer(gru, implementation="pallas"),
+            "LSTM, pallas, bfloat16": layer(lstm, jnp.bfloat16, implementation="pallas"),
+        }
         return {
             "LSTM, forward": forward(lstm),
             "GRU, forward": forward(gru),
@@ -142,6 +148,7 @@ def programs(machine: Machine) -> dict[str, tuple[Any, tuple]]:
             "LSTM, bfloat16": layer(lstm, jnp.bfloat16),
             "two bidirectional layers": (jax.jit(jax.grad(stack_loss)), (stack_params, layer(lstm)[1][1])),
             "adjoint_norms": (jax.jit(norms), layer(lstm)[1]),
+            **(by_pallas if machine.platform == "cuda" else {}),
         }
 
     def step(cell: Any, size: int, rows: int, axes: Any, rule: Callable | None = None) -> tuple[Any, tuple]:
@@ -198,7 +205,7 @@ def compile_here(name: str, wanted: list[str]) -> None:
 
 
 def loop_record(loop: Part) -> dict[str, Any]:
-    """What a step of a loop costs. A body may hold several steps, and a loop be run by another."""
+    """What a step of a loop costs. A body may hold several steps, or all, and a loop be run by another."""
     backward, again = "transpose" in loop.name, "remat" in loop.name
     return {
         "loop": "recomputed" if again else "backward" if backward else "forward",
@@ -282,8 +289,8 @@ def format_table(records: list[dict[str, Any]]) -> str:
     """A row for each program on each machine."""
 
     def loops(record: dict[str, Any], kind: str) -> str:
-        counts = [f"{loop['launches_a_step']:g}" for loop in record["loops"] if loop["loop"] == kind]
-        return ", ".join(counts) or "–"
+        counts = [loop["launches_a_step"] for loop in record["loops"] if loop["loop"] == kind]
+        return ", ".join(f"{n:g}" if n > 0.1 else f"1/{1 / n:g}" for n in counts) or "–"
 
     def collectives(counts: dict[str, float]) -> str:
         return ", ".join(f"{count:g} {kind}" for kind, count in sorted(counts.items())) or "–"

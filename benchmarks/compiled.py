@@ -19,11 +19,11 @@ _FREE = re.compile(
 
 @dataclasses.dataclass
 class Part:
-    """A loop of a program, or what is outside of all loops.
+    """A loop of a program, a kernel that has the loop in it, or what is outside of all these.
 
     Attributes:
         name: the names JAX gave what it was made of.
-        runs: how often its body is run, the loops around it included.
+        runs: how often its body is run, the loops around it included; a kernel is the body of one round.
         launches: the kernels, on a TPU fusions and other operations, that one run of its body starts.
         collectives: how many of each kind one run of its body holds.
         fast_bytes: of the arrays it carries, what lies in a TPU's vector memory.
@@ -39,7 +39,7 @@ class Part:
 
 
 def read_program(text: str, *, scalars_are_free: bool = False) -> list[Part]:
-    """What is outside of all loops, then every loop in the order of the program.
+    """What is outside of all loops, then every loop, and every kernel of Pallas's, in the order of the program.
 
     Args:
         text: a compiled program, as ``compiled.as_text()`` returns it.
@@ -68,6 +68,9 @@ def read_program(text: str, *, scalars_are_free: bool = False) -> list[Part]:
                 loop.carried_bytes, loop.fast_bytes = _bytes(kind)
                 parts.append(loop)
                 walk(_attribute(line, r"body=%?([\w.\-]+)"), loop)
+                continue
+            if 'custom_call_target="__gpu$xla.gpu.triton"' in line:
+                parts.append(Part(_attribute(line, 'op_name="([^"]*)"'), part.runs, launches=1))
                 continue
             called = re.search(r"(?:to_apply|calls|branch_computations|called_computations)=\{?%?([^\s}]*)", line)
             if operation in ("call", "conditional", "async-start") and called:

@@ -13,7 +13,7 @@ import jax
 
 from lstmjax.cells.base import Cell
 from lstmjax.checks import whole_number
-from lstmjax.recurrence import cpu, cudnn
+from lstmjax.recurrence import cpu, cudnn, pallas
 from lstmjax.recurrence.inputs import Sequence, as_sequence, prepare, time_and_batch
 from lstmjax.recurrence.linear import linear_scan
 from lstmjax.recurrence.parts import Parts, Plan, take_apart
@@ -31,7 +31,7 @@ from lstmjax.recurrence.scan import (
 from lstmjax.recurrence.split import run_split
 from lstmjax.typing import Key, Params, State
 
-Implementation = Literal["fused", "native", "scan", "cudnn"] | None
+Implementation = Literal["fused", "native", "pallas", "scan", "cudnn"] | None
 
 
 def unroll(
@@ -73,10 +73,13 @@ def unroll(
         scan_unroll: how many steps the compiled loop holds in its body, as in ``lax.scan``; chosen unless given.
         implementation: ``"fused"``, the recurrence and its transpose of :mod:`lstmjax.recurrence.linear`, for a step
             in two parts (:class:`~lstmjax.cells.base.Recurrence`); ``"native"``, the same in C++ on a CPU, for the
-            requests :mod:`lstmjax.recurrence.cpu` can serve; ``"scan"``, the step under ``lax.scan``, for any
-            cell, and bit for bit the same however a sequence is cut; ``"cudnn"``, NVIDIA's, for the requests
-            :mod:`lstmjax.recurrence.cudnn` can serve; None: ``"native"`` where the program is compiled for one CPU
-            and the kernels are there, else ``"fused"`` where the step allows it, else ``"scan"``.
+            requests :mod:`lstmjax.recurrence.cpu` can serve; ``"pallas"``, the same as one kernel for the whole
+            sequence on an NVIDIA GPU, for the steps in two parts :mod:`lstmjax.recurrence.pallas` can serve, which was
+            compiled for sm_90 and measured on no device, and on a CPU is interpreted, slowly; ``"scan"``, the step
+            under ``lax.scan``, for any cell, and bit for bit the same however a sequence is cut; ``"cudnn"``,
+            NVIDIA's, for the requests :mod:`lstmjax.recurrence.cudnn` can serve; None: ``"native"`` where the program
+            is compiled for one CPU and the kernels are there, else ``"fused"`` where the step allows it, else
+            ``"scan"``.
             Values and derivatives agree to rounding.
 
     Returns:
@@ -85,7 +88,8 @@ def unroll(
 
     Raises:
         ValueError: an argument has the wrong shape, structure or value; lengths are checked against T where they are
-            known, and under ``jit`` count as T where they exceed it.
+            known, and under ``jit`` count as T where they exceed it. Or the implementation that is asked for cannot
+            run this, or not on the platform the program is lowered for.
         TypeError: an argument has the wrong dtype, or params are not those of one cell.
 
     >>> import jax.numpy as jnp, lstmjax
@@ -197,9 +201,10 @@ def _run_prepared(
         scan = partial(plain_scan, cell.step, record, reverse, scan_unroll, params)
     else:
         plan = Plan(parts, record, reverse, scan_unroll, implementation)
-        if implementation == "native" and (why := cpu.why_not(plan, (params, start, fresh, timeline))):
+        kernels = {"native": cpu, "pallas": pallas}.get(implementation or "")
+        if kernels is not None and (why := kernels.why_not(plan, (params, start, fresh, timeline))):
             raise ValueError(
-                f"implementation is 'native', which cannot run this: {why}; wanted None, 'fused' or 'scan'"
+                f"implementation is {implementation!r}, which cannot run this: {why}; wanted None, 'fused' or 'scan'"
             )
         scan = partial(linear_scan, plan, params)
 
@@ -220,7 +225,7 @@ def choose(cell: Cell, implementation: Implementation, params: Params, state: St
     """The parts an unroll runs on, or None where it runs on the step.
 
     Raises:
-        ValueError: ``"fused"`` or ``"native"`` is asked for, and the step cannot be taken apart.
+        ValueError: ``"fused"``, ``"native"`` or ``"pallas"`` is asked for, and the step cannot be taken apart.
     """
     if implementation == "scan":
         return None
@@ -241,9 +246,10 @@ def _run_cudnn(cell: Cell, params: Params, sequence: Sequence, *, reverse: bool)
 
 
 def _options(implementation: Implementation, remat_block: Any, scan_unroll: Any) -> dict[str, Any]:
-    if implementation not in (None, "fused", "native", "scan"):
+    if implementation not in (None, "fused", "native", "pallas", "scan"):
         raise ValueError(
-            f"implementation is {implementation!r}; wanted None, 'fused', 'native', 'scan' or, to unroll, 'cudnn'"
+            f"implementation is {implementation!r}; wanted None, 'fused', 'native', 'pallas', 'scan' or, to unroll, "
+            "'cudnn'"
         )
     sizes = {"remat_block": remat_block, "scan_unroll": scan_unroll}
     whole = {name: None if value is None else whole_number(name, value) for name, value in sizes.items()}

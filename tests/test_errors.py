@@ -61,7 +61,7 @@ BAD_CALLS = {
     "a step that changes its carry": (ValueError, "the cell's step was given state .* and returned", lambda: unroll(cell.replace(step=lambda p, s, x: (s.c, s.h)), params, xs)),
     "remat_block": (ValueError, "remat_block is 0; wanted a whole number", lambda: unroll(cell, params, xs, remat_block=0)),
     "scan_unroll": (ValueError, "scan_unroll is 1.5; wanted a whole number", lambda: state_history(cell, params, xs, scan_unroll=1.5)),
-    "implementation": (ValueError, "implementation is 'cuda'; wanted None, 'fused', 'native', 'scan' or, to unroll, 'cudnn'", lambda: unroll(cell, params, xs, implementation="cuda")),
+    "implementation": (ValueError, "implementation is 'cuda'; wanted None, 'fused', 'native', 'pallas', 'scan' or, to unroll, 'cudnn'", lambda: unroll(cell, params, xs, implementation="cuda")),
     "no recurrence": (ValueError, "implementation is 'fused', which cannot run this cell: its step is not made of two parts", lambda: unroll(cell.replace(step=lambda *a: cell.step(*a)), params, xs, implementation="fused")),
     "cuDNN with a mask": (ValueError, "'cudnn', which cannot serve this: mask is given$", lambda: unroll(cell, params, xs, mask=jnp.ones((T, B), bool), implementation="cudnn")),
     "cuDNN for split units": (ValueError, "'cudnn', which cannot serve this: the cell's units are split over devices$", lambda: unroll(lstmjax.split_units(cell, jax.sharding.Mesh(jax.devices()[:1], ("model",))), params, xs, implementation="cudnn")),

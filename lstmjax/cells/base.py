@@ -67,11 +67,11 @@ class Linearisation(NamedTuple):
 
     Attributes:
         linearise: ``(z, state) -> (state, coefficients)``.
-        tangent: ``(coefficients, dz [*B, N], dstate) -> dstate``, linear in the last two.
+        tangent: ``(coefficients, dz, dstate) -> dstate``, linear in the last two, dz as one array for each gate.
     """
 
     linearise: Callable[[Gates, State], tuple[State, Any]]
-    tangent: Callable[[Any, Array, State], State]
+    tangent: Callable[[Any, Gates, State], State]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

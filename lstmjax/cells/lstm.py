@@ -20,7 +20,6 @@ from lstmjax.gates import (
     input_gate,
     output_gate,
     sigmoid,
-    split_gates,
     tanh,
     update_cell_state,
 )
@@ -143,10 +142,10 @@ def _linearise(
     return LSTMState(c, o * out), ((di * g, df * state.c, dg * i, do * out), f, o * d_out)
 
 
-def _tangent(coefficients: Any, dz: Array, d_state: LSTMState) -> LSTMState:
+def _tangent(coefficients: Any, dz: Gates, d_state: LSTMState) -> LSTMState:
     """dc' = f dc + k_i dz_i + k_f dz_f + k_g dz_g;   dh' = k_o dz_o + o tanh'(c') dc'."""
     k, f, k_c = coefficients
-    by_i, by_f, by_g, by_o = (k_n * dz_n for k_n, dz_n in zip(k, split_gates(dz, 4), strict=True))
+    by_i, by_f, by_g, by_o = (k_n * dz_n for k_n, dz_n in zip(k, dz, strict=True))
     dc = f * d_state.c + (by_i + by_f + by_g)
     return LSTMState(dc, by_o + k_c * dc)
 

@@ -6,6 +6,7 @@
 * ``platforms``: which way a program takes, chosen where it is lowered
 * ``accelerator``: the ways of ``linear`` on a GPU or a TPU
 * ``cpu``, ``native``: its ways on a CPU, by kernels in C++
+* ``pallas``: its way on an NVIDIA GPU by one kernel for the whole sequence, where it is asked for
 * ``cudnn``: NVIDIA's LSTM
 * ``inputs``: the arguments of an unroll, checked and made into what a scan consumes
 """

@@ -4,7 +4,6 @@ Forward, and the transpose of the linear recurrence, are theirs; its forward mod
 order. What they do not serve is left to :mod:`lstmjax.recurrence.linear`.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +17,7 @@ from lstmjax.cells.lstm import lstm
 from lstmjax.cells.rnn import rnn
 from lstmjax.recurrence import native
 from lstmjax.recurrence.parts import Plan
-from lstmjax.recurrence.scan import record_output, record_state, record_states
+from lstmjax.recurrence.scan import all_axes, one_axis, record_output, record_state, record_states
 from lstmjax.typing import Params, State
 
 # A step does not know how many units it has.
@@ -27,7 +26,7 @@ KINDS = {lstm(1).step: "lstm", gru(1).step: "gru", rnn(1).step: "rnn", rnn(1, ac
 
 def may_serve(plan: Plan) -> bool:
     """Whether the kernels serve a plan for some arguments."""
-    return plan.implementation != "fused" and _why_never(plan) is None
+    return plan.implementation not in ("fused", "pallas") and _why_never(plan) is None
 
 
 def why_not(plan: Plan, arguments: Any) -> str | None:
@@ -98,12 +97,12 @@ def _run(plan: Plan, arguments: Any, *, emit: bool) -> tuple[State, Any, Any]:
     params, start, fresh, timeline = arguments
     kind, axes = KINDS[plan.parts.step], timeline.x.shape[1:-1]
     final, recorded, emitted = native.forward(
-        kind, _one_axis(timeline.x, axes, 1), _weights(params), _one_axis(tuple(start), axes, 0),
-        fresh=None if timeline.reset is None else _one_axis(tuple(fresh), axes, 0),
-        valid=_one_axis(timeline.valid, axes, 1), reset=_one_axis(timeline.reset, axes, 1), reverse=plan.reverse,
+        kind, one_axis(timeline.x, axes, 1), _weights(params), one_axis(tuple(start), axes, 0),
+        fresh=None if timeline.reset is None else one_axis(tuple(fresh), axes, 0),
+        valid=one_axis(timeline.valid, axes, 1), reset=one_axis(timeline.reset, axes, 1), reverse=plan.reverse,
         states=plan.record is not record_output, emit=emit,
     )  # fmt: skip
-    final, recorded, emitted = (_axes(tree, axes, at) for tree, at in ((final, 0), (recorded, 1), (emitted, 1)))
+    final, recorded, emitted = (all_axes(tree, axes, at) for tree, at in ((final, 0), (recorded, 1), (emitted, 1)))
     recorded = recorded if plan.record is record_output else type(start)(*recorded)
     return type(start)(*final), recorded, emitted
 
@@ -114,21 +113,21 @@ def _transposed(plan: Plan, given: Any, out: Any, moving: Any) -> Any:
     d_final, d_recorded = out
     kind, axes = KINDS[plan.parts.step], timeline.x.shape[1:-1]
     states = plan.record is not record_output
-    valid, reset = (_one_axis(flags, axes, 1) for flags in (timeline.valid, timeline.reset))
+    valid, reset = (one_axis(flags, axes, 1) for flags in (timeline.valid, timeline.reset))
     d_recorded = tuple(d_recorded) if states else d_recorded
     dz, d_start, d_fresh = native.transposed(
-        kind, _one_axis(coefficients, axes, 1), params.w_h, _one_axis(d_recorded, axes, 1),
-        _one_axis(tuple(d_final), axes, 0), valid=valid, reset=reset, reverse=plan.reverse, states=states,
+        kind, one_axis(coefficients, axes, 1), params.w_h, one_axis(d_recorded, axes, 1),
+        one_axis(tuple(d_final), axes, 0), valid=valid, reset=reset, reverse=plan.reverse, states=states,
     )  # fmt: skip
     d_params, d_x = None, None
     moved_params, moved_start, moved_fresh, moved_x = moving
     if jax.tree.leaves(moved_params):
-        x, h = (_one_axis(a, axes, 1) for a in (timeline.x, h_before))
+        x, h = (one_axis(a, axes, 1) for a in (timeline.x, h_before))
         d_params = _as_params(params, native.weight_gradients(kind, x, h, dz))
     if jax.tree.leaves(moved_x):
-        d_x = _axes(dz[..., : params.w_x.shape[1]] @ params.w_x.T, axes, 1)
-    d_start = type(start)(*_axes(d_start, axes, 0))
-    d_fresh = None if d_fresh is None else type(start)(*_axes(d_fresh, axes, 0))
+        d_x = all_axes(dz[..., : params.w_x.shape[1]] @ params.w_x.T, axes, 1)
+    d_start = type(start)(*all_axes(d_start, axes, 0))
+    d_fresh = None if d_fresh is None else type(start)(*all_axes(d_fresh, axes, 0))
 
     def wanted(moved, found):
         return jax.tree.map(lambda m, f: None if m is None else f, moved, found, is_leaf=lambda m: m is None)
@@ -149,14 +148,3 @@ def _as_params(params: Params, found: tuple[Array, Array, Array]) -> Params:
     if isinstance(params, GRUParams):
         return GRUParams(w_x, w_h, *jnp.split(b, [len(params.b)]))
     return type(params)(w_x, w_h, b)
-
-
-def _one_axis(tree: Any, axes: tuple[int, ...], at: int) -> Any:
-    """Leaves ``[..., *B, ...]`` with all batch axes as one, the axis ``at``."""
-    rows = math.prod(axes)
-    return jax.tree.map(lambda a: a.reshape(*a.shape[:at], rows, *a.shape[at + len(axes) :]), tree)
-
-
-def _axes(tree: Any, axes: tuple[int, ...], at: int) -> Any:
-    """The reverse of :func:`_one_axis`."""
-    return jax.tree.map(lambda a: a.reshape(*a.shape[:at], *axes, *a.shape[at + 1 :]), tree)

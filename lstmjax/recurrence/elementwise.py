@@ -5,6 +5,7 @@ Jacobian is one diagonal for each pair of output and input, and one tangent of a
 not believed but read off the program that JAX makes of the function and of its derivative.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -90,6 +91,33 @@ def is_affine(function: Callable, moving: Any, fixed: Any, weights: Any) -> bool
     count = len(jax.tree.leaves((moving, fixed)))
     sources = [frozenset([0]) if n < count else frozenset() for n in range(len(jaxpr.invars))]
     return not any(_reach(jaxpr, sources, elementwise=False))
+
+
+def is_the_same_everywhere(function: Callable, *args: Any) -> bool:
+    """Whether an elementwise function does with one number what it does with every other.
+
+    One that holds an array, or counts along an axis, does not.
+
+    >>> x = jnp.ones(3)
+    >>> is_the_same_everywhere(lambda v: 2 * v, x), is_the_same_everywhere(lambda v: v + jnp.arange(3.0), x)
+    (True, False)
+    """
+    closed = jax.make_jaxpr(function)(*args)
+    return not closed.consts and _is_the_same_everywhere(closed.jaxpr)
+
+
+def _is_the_same_everywhere(jaxpr: Any) -> bool:
+    for eqn in jaxpr.eqns:
+        name = eqn.primitive.name
+        if name in CALLS:
+            inner = eqn.params[CALLS[name]]
+            if getattr(inner, "consts", ()) or not _is_the_same_everywhere(getattr(inner, "jaxpr", inner)):
+                return False
+        elif name == "broadcast_in_dim" and math.prod(eqn.invars[0].aval.shape) == 1:
+            continue  # one number, everywhere
+        elif name not in ELEMENTWISE and not _moves_nothing(eqn):
+            return False
+    return True
 
 
 def closes_over_tracers(closed: Any) -> bool:

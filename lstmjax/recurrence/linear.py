@@ -16,14 +16,11 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
-from jaxtyping import Array
 
-from lstmjax.recurrence import accelerator, cpu
-from lstmjax.recurrence.parts import Parts, Plan
+from lstmjax.recurrence import accelerator, cpu, pallas
+from lstmjax.recurrence.parts import Parts, Plan, zero_like
 from lstmjax.recurrence.platforms import WHOLE, Places, by_platform
 from lstmjax.recurrence.scan import Timeline, first_step, in_blocks, kept, restored
 from lstmjax.typing import Params, Shape, State
@@ -51,52 +48,67 @@ def linear_scan(plan: Plan, params: Params, start: State, fresh: State | None, t
     Returns:
         The final state, and what was recorded, ``[T, ...]``.
     """
-    return by_platform(partial(_forward_on, plan), (params, start, fresh, timeline), (), _places(plan, 0, 1))
+    return _run(_forward_on, plan, (params, start, fresh, timeline), (), _places(plan, 0, 1))
 
 
 @partial(linear_scan.defjvp, symbolic_zeros=True)
 def _linear_scan_jvp(plan, primals, tangents):
     d_params, d_start, d_fresh, d_timeline = tangents
-    final, recorded, kept_of_steps = by_platform(
-        partial(_linearised_forward_on, plan), primals, (), _places(plan, 0, 1, 1)
-    )
+    final, recorded, kept_of_steps = _run(_linearised_forward_on, plan, primals, (), _places(plan, 0, 1, 1))
     moving = jax.tree.map(
         lambda t: None if _is_zero(t) else t, (d_params, d_start, d_fresh, d_timeline.x), is_leaf=_is_zero
     )
     if not jax.tree.leaves(moving):
-        return (final, recorded), jax.tree.map(_zeros_like, (final, recorded))
-    out = by_platform(partial(_linear_on, plan), (primals, kept_of_steps), moving, _places(plan, 0, 1, linear=True))
+        return (final, recorded), jax.tree.map(zero_like, (final, recorded))
+    out = _run(_linear_on, plan, (primals, kept_of_steps), moving, _places(plan, 0, 1, linear=True))
     return (final, recorded), out
+
+
+def _run(ways: Callable, plan: Plan, fixed: Any, moving: Any, places: Places | None) -> Any:
+    kernels = ("cpu", "cuda") if plan.implementation == "pallas" else ("cpu",)
+    return by_platform(partial(ways, plan), fixed, moving, places, kernels)
 
 
 def _places(plan: Plan, *results: int, linear: bool = False) -> Places | None:
     """Where a batch axis may stand. Of the cells that have kernels it is known; a user's may take one axis alone."""
-    if not cpu.may_serve(plan):
+    if not cpu.may_serve(plan) and not pallas.may_serve(plan):
         return None
     arguments = (WHOLE, 0, 0, 1)  # parameters, two states, and what begins with time
     return (((arguments, 1), arguments) if linear else (arguments, ())), results
 
 
 def _forward_on(plan: Plan, platform: str | None) -> Callable | None:
-    return _on(plan, platform, forward(plan), cpu.forward, accelerator.forward)
+    return _on(plan, platform, forward(plan), cpu.forward, accelerator.forward, pallas.forward)
 
 
 def _linearised_forward_on(plan: Plan, platform: str | None) -> Callable | None:
-    return _on(plan, platform, linearised_forward(plan), cpu.linearised_forward, accelerator.linearised_forward)
+    own = cpu.linearised_forward, accelerator.linearised_forward, pallas.linearised_forward
+    return _on(plan, platform, linearised_forward(plan), *own)
 
 
 def _linear_on(plan: Plan, platform: str | None) -> Callable | None:
-    return _on(plan, platform, linear(plan), cpu.linear, lambda plan: linear(plan, on_accelerator=True))
+    elsewhere = partial(linear, on_accelerator=True)
+    return _on(plan, platform, linear(plan), cpu.linear, elsewhere, pallas.linear)
 
 
-def _on(plan: Plan, platform: str | None, anywhere: Callable, on_cpu: Callable, elsewhere: Callable) -> Callable | None:
+def _on(
+    plan: Plan, platform: str | None, anywhere: Callable, on_cpu: Callable, elsewhere: Callable, by_pallas: Callable
+) -> Callable | None:
     """A platform's way out of its candidates; None where it has none of its own.
 
     Raises:
-        ValueError: the C++ kernels are asked for, and the platform is no CPU.
+        ValueError: kernels are asked for that are of another platform.
     """
     if platform is None:
         return anywhere
+    if plan.implementation == "pallas":
+        if platform not in ("cpu", "cuda"):
+            raise ValueError(
+                f"implementation is 'pallas', and the program is lowered for {platform}; wanted it for an NVIDIA GPU, "
+                "cuda, or for a CPU, which interprets the kernels"
+            )
+        otherwise = anywhere if platform == "cpu" else elsewhere(plan)
+        return by_pallas(plan, otherwise, interpret=platform == "cpu")
     if platform == "cpu":
         return on_cpu(plan, anywhere) if cpu.may_serve(plan) else None
     if plan.implementation == "native":
@@ -155,7 +167,7 @@ def linear(plan: Plan, *, on_accelerator: bool = False) -> Callable:
         d_params, d_start, d_fresh, d_x = moving
         fixed = not jax.tree.leaves(d_params)
         d_params, d_start, d_fresh = (
-            jax.tree.map(lambda p, t: _zeros_like(p) if t is None else t, p, t)
+            jax.tree.map(lambda p, t: zero_like(p) if t is None else t, p, t)
             for p, t in ((params, d_params), (start, d_start), (fresh, d_fresh))
         )
         weights, d_weights = jax.jvp(step.pack, (params,), (d_params,))
@@ -259,7 +271,3 @@ def _stand_in(shape: Shape) -> Shape:
 
 def _is_zero(tangent: Any) -> bool:
     return isinstance(tangent, SymbolicZero)
-
-
-def _zeros_like(p: Array) -> Any:
-    return jnp.zeros_like(p) if jnp.issubdtype(p.dtype, jnp.inexact) else np.zeros(p.shape, jax.dtypes.float0)

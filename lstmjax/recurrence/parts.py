@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
-from lstmjax.cells.base import Products, Recurrence, cast_floating, dtype_of, working_dtype
+from lstmjax.cells.base import Gates, Products, Recurrence, cast_floating, dtype_of, working_dtype
 from lstmjax.functions import Comparable
 from lstmjax.recurrence import elementwise
 from lstmjax.typing import Params, State
@@ -37,7 +38,11 @@ class Parts(Comparable):
 
     def linearise(self, z: Array, state: State) -> tuple[State, Any]:
         """The new state, not yet projected, and the coefficients of :meth:`tangent`."""
-        gates, working = self.step.split(z, state), self.step.working(state)
+        return self.linearise_gates(self.step.split(z, state), state)
+
+    def linearise_gates(self, gates: Gates, state: State) -> tuple[State, Any]:
+        """The same, of z as one array for each gate."""
+        working = self.step.working(state)
         if self.step.by_hand is not None:
             return self.step.by_hand.linearise(gates, working)
         leaves, tree = jax.tree.flatten(working)
@@ -48,10 +53,14 @@ class Parts(Comparable):
 
     def tangent(self, coefficients: Any, dz: Array, d_state: State) -> State:
         """The tangent of the new state, not yet projected: linear in dz and in the tangent of the old one."""
+        return self.tangent_of_gates(coefficients, self.step.split(dz, d_state), d_state)
+
+    def tangent_of_gates(self, coefficients: Any, dz: Gates, d_state: State) -> State:
+        """The same, of dz as one array for each gate."""
         working = self.step.working(d_state)
         if self.step.by_hand is not None:
             return self.step.by_hand.tangent(coefficients, dz, working)
-        inputs = [*self.step.split(dz, d_state), *jax.tree.leaves(working)]
+        inputs = [*dz, *jax.tree.leaves(working)]
         terms = [(o, diagonal * inputs[i]) for (o, i), diagonal in zip(self.pairs, coefficients, strict=True)]
         leaves, tree = jax.tree.flatten(d_state)
         new = [[term for out, term in terms if out == o] for o in range(len(leaves))]
@@ -121,7 +130,7 @@ class Plan(NamedTuple):
         record: ``(state, y) -> what is kept of the step``, linear.
         reverse: whether to run from the last step to the first.
         scan_unroll: as in ``lax.scan``; None: each way to run it decides.
-        implementation: ``"fused"``, ``"native"`` or None, as for :func:`lstmjax.unroll`.
+        implementation: ``"fused"``, ``"native"``, ``"pallas"`` or None, as for :func:`lstmjax.unroll`.
     """
 
     parts: Parts
@@ -174,3 +183,8 @@ def _shapes(function: Callable, *args: Any) -> Any:
 def _flat(step: Recurrence, tree: Any, gates: int) -> elementwise.Function:
     """``activate`` from a list of arrays to a list of arrays."""
     return lambda inputs: jax.tree.leaves(step.activate(tuple(inputs[:gates]), tree.unflatten(inputs[gates:])))
+
+
+def zero_like(p: Array) -> Any:
+    """The tangent of what does not move."""
+    return jnp.zeros_like(p) if jnp.issubdtype(p.dtype, jnp.inexact) else np.zeros(p.shape, jax.dtypes.float0)

@@ -6,7 +6,7 @@ the program of its first way for all that is asked of it before (shapes, derivat
 platform, it is traced again in that platform's own way. All ways return the same to rounding.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -32,7 +32,9 @@ batch of what it computed before: a tree of axes that ends where all below is al
 WHOLE = -1
 
 
-def by_platform(ways: Ways, fixed: Any, moving: Any = (), places: Places | None = None) -> Any:
+def by_platform(
+    ways: Ways, fixed: Any, moving: Any = (), places: Places | None = None, kernels: Collection[str] = ("cpu",)
+) -> Any:
     """What ``ways(platform)(fixed, moving)`` returns, for the platform the program will run on.
 
     Args:
@@ -41,8 +43,9 @@ def by_platform(ways: Ways, fixed: Any, moving: Any = (), places: Places | None 
         fixed: any pytree of arrays.
         moving: any pytree of arrays; where it is not empty, the computation is linear in it, and is transposed so.
         places: where a batch axis may be put: then a ``vmap`` over what has a batch is one more axis of it. Another
-            ``vmap``, and by default every one, is applied to each way; on a CPU, where a way is a kernel, the one that
-            serves everywhere is taken.
+            ``vmap``, and by default every one, is applied to each way; where a way is a kernel, the one that serves
+            everywhere is taken.
+        kernels: the platforms whose way is a kernel, taken in programs for one device alone.
 
     >>> twice = {None: lambda x, _: x + x, "cuda": lambda x, _: 2 * x}
     >>> jax.jit(lambda x: by_platform(twice.get, x))(3.0)
@@ -70,8 +73,9 @@ def by_platform(ways: Ways, fixed: Any, moving: Any = (), places: Places | None 
         results = jax.tree.unflatten(made[0], [0] * made[0].num_leaves)
         places = tuple(_by_leaf(places[0], (fixed, moving))), tuple(_by_leaf(places[1], results))
     returned = _chosen.bind(
-        *leaves, program=program, ways=flat, fixed=len(jax.tree.leaves(fixed)), precision=precision, places=places
-    )
+        *leaves, program=program, ways=flat, fixed=len(jax.tree.leaves(fixed)), precision=precision, places=places,
+        kernels=tuple(kernels),
+    )  # fmt: skip
     return jax.tree.unflatten(made[0], returned)
 
 
@@ -89,9 +93,8 @@ def _program(ways: Ways, operands: Sequence[Any]) -> ClosedJaxpr:
     return jax.make_jaxpr(ways(None))(*operands)
 
 
-def _bind(ways: Ways, operands: Sequence[Any], fixed: int, precision: Any, places: Any = None) -> Sequence[Any]:
-    program = _program(ways, operands)
-    return _chosen.bind(*operands, program=program, ways=ways, fixed=fixed, precision=precision, places=places)
+def _bind(ways: Ways, operands: Sequence[Any], *, places: Any = None, **how: Any) -> Sequence[Any]:
+    return _chosen.bind(*operands, program=_program(ways, operands), ways=ways, places=places, **how)
 
 
 def _transformed(transform: Callable[[Way], Way], program: ClosedJaxpr, ways: Ways) -> Ways:
@@ -114,17 +117,17 @@ def _abstract(*operands: ShapedArray, program: ClosedJaxpr, **_: Any) -> Sequenc
     return program.out_avals
 
 
-def _batch(operands, axes, *, program: ClosedJaxpr, ways: Ways, fixed: int, precision: Any, places: Any):
+def _batch(operands, axes, *, program: ClosedJaxpr, ways: Ways, places: Any, kernels: Collection[str], **how: Any):
     if places is not None and all(axis is None or place != WHOLE for axis, place in zip(axes, places[0], strict=True)):
         size = next(a.shape[axis] for a, axis in zip(operands, axes, strict=True) if axis is not None)
         moved = [_with_axis(*each, size) for each in zip(operands, axes, places[0], strict=True)]
-        return _bind(ways, moved, fixed, precision, places), list(places[1])
+        return _bind(ways, moved, places=places, kernels=kernels, **how), list(places[1])
     others = _transformed(lambda way: jax.vmap(way, in_axes=tuple(axes)), program, ways)
 
     def batched(platform):
-        return None if platform == "cpu" else others(platform)
+        return None if platform in kernels else others(platform)
 
-    returned = _bind(batched, operands, fixed, precision)
+    returned = _bind(batched, operands, kernels=kernels, **how)
     return returned, [0] * len(returned)
 
 
@@ -161,8 +164,9 @@ ad.primitive_jvps[_chosen] = _jvp
 
 
 def _transpose(
-    cotangents, *operands, program: ClosedJaxpr, ways: Ways, fixed: int, precision: Any, places: Any
+    cotangents, *operands, program: ClosedJaxpr, ways: Ways, fixed: int, places: Any, **how: Any
 ) -> list[Any]:
+    del fixed, places
     at = [n for n, operand in enumerate(operands) if ad.is_undefined_primal(operand)]
     kinds = [operands[n].aval for n in at]
     known = [n for n in range(len(operands)) if n not in at]
@@ -183,7 +187,7 @@ def _transpose(
 
     given = [*(operands[n] for n in known), *(cotangents[n] for n in wanted)]
     # Cotangents of what has no batch are sums over it: a further axis is no longer one of the batch.
-    returned = _bind(_transformed(transpose, program, ways), given, len(known), precision)
+    returned = _bind(_transformed(transpose, program, ways), given, fixed=len(known), **how)
     by_operand = dict(zip(at, returned, strict=True))
     return [by_operand.get(n) for n in range(len(operands))]
 
@@ -196,8 +200,10 @@ def _as_traced(*operands: Any, program: ClosedJaxpr, **_: Any) -> Sequence[Any]:
     return jaxpr_as_fun(program)(*operands)
 
 
-def _lower(platform: str, ctx: Any, *operands: Any, ways: Ways, precision: Any, **how: Any) -> Any:
-    way = None if platform == "cpu" and not _for_one_cpu(ctx.module_context) else ways(platform)
+def _lower(
+    platform: str, ctx: Any, *operands: Any, ways: Ways, precision: Any, kernels: Collection[str], **how: Any
+) -> Any:
+    way = None if platform in kernels and not _for_one_device(ctx.module_context) else ways(platform)
     if way is None:
         return _as_traced(ctx, *operands, **how)
 
@@ -208,8 +214,8 @@ def _lower(platform: str, ctx: Any, *operands: Any, ways: Ways, precision: Any, 
     return mlir.lower_fun(lowered, multiple_results=True)(ctx, *operands)
 
 
-def _for_one_cpu(context: Any) -> bool:
-    """Whether a program is for one CPU of this process.
+def _for_one_device(context: Any) -> bool:
+    """Whether a program is for one device of this process.
 
     A kernel cannot be split over devices by XLA, nor put into a program that is to be read elsewhere; and its
     hand-written transpose does not sum, over the devices of a ``shard_map``, the cotangents of what all of them share.

@@ -1,5 +1,6 @@
 """The plain scan over any step; and what every way to run one shares, resets and skipped steps."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -173,3 +174,14 @@ def first_step(xs: Any) -> Any:
         return a[0] if isinstance(a.shape[0], int) and a.shape[0] else jnp.zeros(a.shape[1:], a.dtype)
 
     return jax.tree.map(first, xs)
+
+
+def one_axis(tree: Any, axes: Shape, at: int) -> Any:
+    """Leaves ``[..., *B, ...]`` with all batch axes as one, the axis ``at``."""
+    rows = math.prod(axes)
+    return jax.tree.map(lambda a: a.reshape(*a.shape[:at], rows, *a.shape[at + len(axes) :]), tree)
+
+
+def all_axes(tree: Any, axes: Shape, at: int) -> Any:
+    """The reverse of :func:`one_axis`."""
+    return jax.tree.map(lambda a: a.reshape(*a.shape[:at], *axes, *a.shape[at + 1 :]), tree)
