@@ -96,7 +96,7 @@ def adjoints(linear: Linearised, direct: State) -> tuple[State, Array]:
     plain = jnp.zeros(linear.batch, jnp.int32)
     end = scaled.normalised(jax.tree.map(lambda d: d[-1], direct), plain)
     before = jax.tree.map(lambda d: d[:-1], direct)
-    _, rest = lax.scan(backward, end, (linear.steps, before), reverse=True, unroll=linear.unroll)
+    _, rest = lax.scan(backward, end, (linear.steps, before), reverse=True)
     return jax.tree.map(lambda a, e: jnp.concatenate([a, e[None]]), rest, end)
 
 

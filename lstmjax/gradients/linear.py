@@ -19,7 +19,7 @@ from jaxtyping import Array
 
 from lstmjax.cells.base import Cell, Step
 from lstmjax.recurrence.inputs import as_sequence, prepare, time_and_batch
-from lstmjax.recurrence.linear import linearised_step, loop_unroll, pre_shape
+from lstmjax.recurrence.linear import linearised_step
 from lstmjax.recurrence.parts import Parts
 from lstmjax.recurrence.scan import Timeline, advance, first_step, kept, over_time, restored, select
 from lstmjax.typing import Params, Shape, State
@@ -29,7 +29,7 @@ from lstmjax.unroll import choose
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["params", "weights", "x", "fresh", "states", "steps"],
-    meta_fields=["step", "parts", "unroll", "batch_axes"],
+    meta_fields=["step", "parts", "batch_axes"],
 )
 @dataclasses.dataclass(frozen=True)
 class Linearised:
@@ -38,7 +38,6 @@ class Linearised:
     Attributes:
         step: the cell's step.
         parts: the step taken apart, or None.
-        unroll: how many steps the body of a loop over ``steps`` should hold.
         batch_axes: how many batch axes there are.
         params: the cell's parameters.
         weights: the same, packed where there are parts.
@@ -51,7 +50,6 @@ class Linearised:
 
     step: Step
     parts: Parts | None
-    unroll: int
     batch_axes: int
     params: Params
     weights: Any
@@ -161,10 +159,8 @@ def blanked(there: Array, values: Any) -> Any:
 @partial(jax.jit, static_argnums=0)
 def _linearised(cell: Cell, params: Params, sequence: Any) -> tuple[Linearised, Any]:
     start, fresh, timeline = prepare(cell, params, sequence)
-    parts, weights, loops = choose(cell, None, params, start, timeline.x), None, 1
-    if parts is not None:
-        weights = parts.step.pack(params)
-        loops = loop_unroll(pre_shape(parts, weights, timeline.x, start))
+    parts = choose(cell, None, params, start, timeline.x)
+    weights = None if parts is None else parts.step.pack(params)
 
     def body(state, now):
         if parts is None:
@@ -173,10 +169,10 @@ def _linearised(cell: Cell, params: Params, sequence: Any) -> tuple[Linearised, 
         new, (_, coefficients, _, _) = linearised_step(parts, weights, params, fresh, state, now)
         return new, (new, (now._replace(x=None), coefficients))
 
-    _, (after, steps) = lax.scan(body, start, timeline, unroll=loops)
+    _, (after, steps) = lax.scan(body, start, timeline)
     axes = len(time_and_batch(cell, timeline.x)[1])
     states, x = over_time(start, after), first_step(timeline.x)
-    return Linearised(cell.step, parts, loops, axes, params, weights, x, fresh, states, steps), timeline.x
+    return Linearised(cell.step, parts, axes, params, weights, x, fresh, states, steps), timeline.x
 
 
 def _no_init(*_: Any, **__: Any) -> Params:

@@ -124,7 +124,7 @@ def _both_ways(linear: Linearised, direct: State) -> tuple[Array, Array]:
     last = jax.tree.map(lambda d: d[-1], direct)
     start = last, scaled.normalised(last, plain)
     before = jax.tree.map(lambda d: d[:-1], direct)
-    _, sizes = lax.scan(backward, start, (linear.steps, before), reverse=True, unroll=linear.unroll)
+    _, sizes = lax.scan(backward, start, (linear.steps, before), reverse=True)
     at_end = scaled.log_norm(last, plain), scaled.log_norm(*start[1])
     return jax.tree.map(lambda s, end: jnp.concatenate([s, end[None]]), sizes, at_end)
 

@@ -68,9 +68,14 @@ def _scan(plan: Plan, arguments: Any, record: Callable[[Array, State, Array], An
         return new, record(z, new, y)
 
     from_x = parts.z_by_x(weights, timeline.x, start.h)
-    unroll = plan.scan_unroll or (UNROLL if isinstance(from_x.shape[0], int) else 1)
+    unroll = plan.scan_unroll or loop_unroll(from_x.shape[0])
     flags = Timeline(None, timeline.valid, timeline.reset)
     return lax.scan(body, start, (from_x, flags), reverse=plan.reverse, unroll=unroll)
+
+
+def loop_unroll(steps: Any) -> int:
+    """Steps in the body of a loop over so many, which may be left open."""
+    return UNROLL if isinstance(steps, int) else 1
 
 
 def _side_by_side(arrays: list[Array]) -> Array:

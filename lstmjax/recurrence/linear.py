@@ -25,10 +25,6 @@ from lstmjax.recurrence.platforms import WHOLE, Places, by_platform
 from lstmjax.recurrence.scan import Timeline, first_step, in_blocks, kept, restored
 from lstmjax.typing import Params, Shape, State
 
-# Where a step's pre-activations, [B, N], are no more than this, a loop costs more than what is in it: the loops of a
-# differentiated scan then hold four steps each.
-SMALL_STEP_ELEMENTS = 2**12
-
 # On CPU, the pre-activations of one block, [block, B, N], are kept to about this many: two megabytes in float32. Up to
 # there the products of a block find dz in cache; beyond, they lose more than larger products gain.
 BLOCK_ELEMENTS = 2**19
@@ -148,7 +144,7 @@ def linearised_forward(plan: Plan) -> Callable:
             )
             return new, (plan.record(new, y), (coefficients, before.h, unprojected))
 
-        loops = plan.scan_unroll or loop_unroll(pre_shape(plan.parts, weights, timeline.x, start))
+        loops = plan.scan_unroll or 1
         final, (recorded, kept_of_steps) = lax.scan(body, start, timeline, reverse=plan.reverse, unroll=loops)
         return final, recorded, kept_of_steps
 
@@ -172,9 +168,8 @@ def linear(plan: Plan, *, on_accelerator: bool = False) -> Callable:
         )
         weights, d_weights = jax.jvp(step.pack, (params,), (d_params,))
         width = pre_shape(parts, weights, timeline.x, start)
-        scan = partial(
-            lax.scan, reverse=plan.reverse, unroll=plan.scan_unroll or loop_unroll(width, on_accelerator=on_accelerator)
-        )
+        loops = plan.scan_unroll or (accelerator.loop_unroll(width[0]) if on_accelerator else 1)
+        scan = partial(lax.scan, reverse=plan.reverse, unroll=loops)
 
         # What the backward pass wants of these products is x joined to h, for dW. That is a copy of what is kept
         # anyway: rematerialised, it is made again block by block, in cache, and not kept for all T.
@@ -239,12 +234,6 @@ def pre_shape(parts: Parts, weights: Any, xs: Any, state: State) -> Shape:
     steps = jax.tree.leaves(xs)[0].shape[0]
     z = jax.eval_shape(lambda w, xs, h: parts.step.z(w, first_step(xs), h), weights, xs, state.h)
     return (steps, *z.shape)
-
-
-def loop_unroll(shape: Shape, *, on_accelerator: bool = False) -> int:
-    """How many steps the loops of a differentiated scan hold, for pre-activations ``[T, *B, N]``."""
-    few = on_accelerator or math.prod(_stand_in(shape[1:])) <= SMALL_STEP_ELEMENTS
-    return accelerator.UNROLL if few and isinstance(shape[0], int) else 1
 
 
 def block_length(shape: Shape) -> int | None:
