@@ -141,7 +141,7 @@ def bands(
         axes[0].set_ylabel(ylabel)
         if logarithmic:
             axes[0].yaxis.set_major_locator(MaxNLocator(7, integer=True))
-            axes[0].yaxis.set_major_formatter(lambda value, _: f"$10^{{{value:.3g}}}$")
+            axes[0].yaxis.set_major_formatter(lambda value, _: f"$10^{{{value:g}}}$")
         _shared_legend(figure, axes, names, columns=3 if len(panels) == 1 else 6)
     return figure
 
