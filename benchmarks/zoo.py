@@ -249,7 +249,9 @@ def _columns(row: Row, inputs: list[str], timed: bool, taught: bool) -> list[str
 def _learned(record: dict[str, Any] | None) -> str:
     if record is None:
         return "–"
-    return f"{record['sequences']:,}" if record["solved"] else "no"
+    if record["solved"]:
+        return f"{record['sequences']:,}"
+    return "no" if record["test_error"] is None else f"no, {record['test_error']:.2g}"
 
 
 def draw_figure(results: dict[str, Any]) -> Figure:
