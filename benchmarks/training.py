@@ -14,9 +14,6 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-# As in benchmarks.throughput: threads that wait take no core.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
