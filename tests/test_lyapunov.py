@@ -92,10 +92,3 @@ def test_flossing_raises_an_exponent_towards_zero(x64):
         values.append(float(value))
     assert values[-1] < 0.05 * values[0]
     assert (np.abs(lyapunov_spectrum(cell, params, xs, leading=1, burn_in=20)) < 0.2).all()
-
-
-def test_a_penalty_of_no_rows_is_refused():
-    cell = CELLS["lstm"]
-    params, _, _ = problem(cell, (4, 2, 3), dtype=np.float32)
-    with pytest.raises(ValueError, match=r"xs has batch axes \(0,\); wanted at least one row"):
-        flossing_penalty(cell, params, np.zeros((4, 0, 3), np.float32))
