@@ -63,10 +63,10 @@ long-lag: $(INSTALLED)
 	$(LONG_LAG) "noisy lag" --max-sequences 50000 $(FIVE)
 	$(LONG_LAG) "loan sentences" --lags 30 100 300 --max-sequences 30000
 	$(LONG_LAG) "loan sentences" --lags 1000 --max-sequences 30000 --cells "tanh RNN" "tanh RNN uniform" "GRU chrono" "LSTM chrono"
-	$(LONG_LAG) adding --lags 200 --max-sequences 120000 --cells "LSTM chrono"
+	$(LONG_LAG) adding --lags 200 --max-sequences 120000 --cells "GRU chrono" "LSTM chrono"
 	$(LONG_LAG) adding --lags 200 --max-sequences 60000 --cells "tanh RNN" GRU "LSTM b_f=1" --seeds 1
-	$(LONG_LAG) adding --lags 600 1000 --cells "LSTM chrono"
-	$(LONG_LAG) copy --max-sequences 150000 --cells "LSTM chrono"
+	$(LONG_LAG) adding --lags 600 1000 --cells "GRU chrono" "LSTM chrono"
+	$(LONG_LAG) copy --max-sequences 150000 --cells "GRU chrono" "LSTM chrono"
 	$(LONG_LAG) copy --max-sequences 60000 --cells "tanh RNN" GRU "LSTM b_f=1" --seeds 1
 	$(BIN)/python -m benchmarks.write_tables
 
