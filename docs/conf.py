@@ -48,6 +48,8 @@ copybutton_prompt_is_regexp = True
 html_title = "lstmjax"
 html_theme = "furo"
 html_theme_options = {"light_css_variables": {"code-font-size": "75%"}}  # room for lines of code
+html_static_path = [str(Path(__file__).parent / "_static")]
+html_css_files = ["wide.css"]
 html_copy_source = False
 html_additional_pages = {"index": "redirect.html"}  # to the root document, which is in a folder
 
