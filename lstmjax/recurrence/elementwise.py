@@ -129,8 +129,10 @@ def linearise(function: Function, pairs: Pairs, inputs: list[Array]) -> tuple[li
     """The outputs, and the diagonals in the order of their pairs."""
     outputs, columns = None, {}
     for n in sorted({i for _, i in pairs}):
-        ones = tuple(jnp.ones_like(v) if m == n else jnp.zeros_like(v) for m, v in enumerate(inputs))
-        outputs, columns[n] = jax.jvp(lambda *v: function(list(v)), tuple(inputs), ones)
+        # The others stand still, and nothing is computed of them: a tangent of zeros would be multiplied through.
+        outputs, columns[n] = jax.jvp(
+            lambda v, n=n: function([*inputs[:n], v, *inputs[n + 1 :]]), (inputs[n],), (jnp.ones_like(inputs[n]),)
+        )
     return function(inputs) if outputs is None else outputs, [columns[i][o] for o, i in pairs]
 
 
