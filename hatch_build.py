@@ -5,6 +5,7 @@
 
 import importlib.util
 import os
+import platform
 import shlex
 import shutil
 import subprocess
@@ -32,7 +33,9 @@ X86 = {
 PLATFORM = os.environ.get("LSTMJAX_PLATFORM") or sysconfig.get_platform()
 """What it is built for, in the words of a wheel's name: this machine, or what $CXX compiles for, as in .ci/wheels."""
 
-TARGETS = X86 if PLATFORM.endswith(("x86_64", "amd64")) else {"base": (16, [])}
+# A Python for two kinds of Mac names both, and compiles for the one it runs on.
+_MACHINE = (os.environ.get("LSTMJAX_PLATFORM") or platform.machine()).lower()
+TARGETS = X86 if _MACHINE.endswith(("x86_64", "amd64")) else {"base": (16, [])}
 """Of each instruction set the bytes of a vector, and what makes a compiler use it."""
 
 

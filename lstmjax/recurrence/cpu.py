@@ -16,8 +16,8 @@ from lstmjax.cells.gru import GRUParams, gru
 from lstmjax.cells.lstm import lstm
 from lstmjax.cells.rnn import rnn
 from lstmjax.recurrence import native
-from lstmjax.recurrence.parts import Plan
-from lstmjax.recurrence.scan import all_axes, one_axis, record_output, record_state, record_states
+from lstmjax.recurrence.parts import Plan, of_what_moves, why_no_kernel
+from lstmjax.recurrence.scan import all_axes, one_axis, record_output
 from lstmjax.typing import Params, State
 
 # A step does not know how many units it has.
@@ -39,11 +39,7 @@ def _why_never(plan: Plan) -> str | None:
         return native.why_not()
     if plan.parts.step not in KINDS:
         return "the kernels know the LSTM and the GRU with sigmoid and tanh, and the vanilla RNN with tanh or relu"
-    if plan.record not in (record_output, record_state, record_states):
-        return "the kernels keep outputs or states of each step"
-    if plan.scan_unroll is not None:
-        return "scan_unroll is given, and the kernels have no loop of XLA's"
-    return None
+    return why_no_kernel(plan)
 
 
 def _why_not_these(arguments: Any) -> str | None:
@@ -129,12 +125,9 @@ def _transposed(plan: Plan, given: Any, out: Any, moving: Any) -> Any:
     d_start = type(start)(*all_axes(d_start, axes, 0))
     d_fresh = None if d_fresh is None else type(start)(*all_axes(d_fresh, axes, 0))
 
-    def wanted(moved, found):
-        return jax.tree.map(lambda m, f: None if m is None else f, moved, found, is_leaf=lambda m: m is None)
-
     return (
-        wanted(moved_params, d_params or moved_params), wanted(moved_start, d_start), wanted(moved_fresh, d_fresh),
-        wanted(moved_x, d_x),
+        of_what_moves(moved_params, d_params or moved_params), of_what_moves(moved_start, d_start),
+        of_what_moves(moved_fresh, d_fresh), of_what_moves(moved_x, d_x),
     )  # fmt: skip
 
 

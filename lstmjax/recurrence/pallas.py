@@ -30,17 +30,8 @@ from lstmjax.cells.base import Gates, Products, cast_floating, cast_like, dtype_
 from lstmjax.cells.build import FIRST_BY_H
 from lstmjax.cells.gru import PRODUCTS
 from lstmjax.recurrence import elementwise
-from lstmjax.recurrence.parts import Parts, Plan, zero_like
-from lstmjax.recurrence.scan import (
-    Timeline,
-    all_axes,
-    kept,
-    one_axis,
-    record_output,
-    record_state,
-    record_states,
-    restored,
-)
+from lstmjax.recurrence.parts import Parts, Plan, of_what_moves, why_no_kernel, zero_like
+from lstmjax.recurrence.scan import Timeline, all_axes, kept, one_axis, restored
 from lstmjax.typing import Params, Shape, State
 
 # A tensor core multiplies sixteen rows at least; more of them in a program would leave more of the GPU idle.
@@ -63,10 +54,8 @@ def why_not(plan: Plan, arguments: Any) -> str | None:
     step, leaves = plan.parts.step, jax.tree.leaves(start)
     if step.project is not None:
         return "its hidden state is a projection"
-    if plan.record not in (record_output, record_state, record_states):
-        return "the kernels keep outputs or states of each step"
-    if plan.scan_unroll is not None:
-        return "scan_unroll is given, and the kernels have no loop of XLA's"
+    if (why := why_no_kernel(plan)) is not None:
+        return why
     if not all(isinstance(n, int) for leaf in (*leaves, *jax.tree.leaves(timeline.x)) for n in leaf.shape):
         return "a size is left open"
     weights = jax.eval_shape(step.pack, params)
@@ -276,11 +265,7 @@ def _transposed(plan: Plan, given: Any, out: Any, moving: Any, interpret: bool) 
     driven = moved_params, moved_x
     if jax.tree.leaves(driven):
         (driven,) = jax.linear_transpose(drive, driven)(dz)
-
-    def wanted(moved: Any, found: Any) -> Any:
-        return jax.tree.map(lambda m, f: None if m is None else f, moved, found, is_leaf=lambda m: m is None)
-
-    return driven[0], wanted(moved_start, d_start), wanted(moved_fresh, d_fresh), driven[1]
+    return driven[0], of_what_moves(moved_start, d_start), of_what_moves(moved_fresh, d_fresh), driven[1]
 
 
 def _transposed_kernel(plan: Plan, problem: Problem, given: Any, out: Any, program: Any, barrier: Callable) -> None:

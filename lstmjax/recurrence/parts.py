@@ -21,6 +21,7 @@ from jaxtyping import Array
 from lstmjax.cells.base import Gates, Products, Recurrence, cast_floating, dtype_of, working_dtype
 from lstmjax.functions import Comparable
 from lstmjax.recurrence import elementwise
+from lstmjax.recurrence.scan import record_output, record_state, record_states
 from lstmjax.typing import Params, State
 
 
@@ -188,3 +189,17 @@ def _flat(step: Recurrence, tree: Any, gates: int) -> elementwise.Function:
 def zero_like(p: Array) -> Any:
     """The tangent of what does not move."""
     return jnp.zeros_like(p) if jnp.issubdtype(p.dtype, jnp.inexact) else np.zeros(p.shape, jax.dtypes.float0)
+
+
+def of_what_moves(moving: Any, found: Any) -> Any:
+    """The cotangents found, and None where ``moving`` is."""
+    return jax.tree.map(lambda m, f: None if m is None else f, moving, found, is_leaf=lambda m: m is None)
+
+
+def why_no_kernel(plan: Plan) -> str | None:
+    """Why no kernel that has the loop in it serves a plan, whatever its cell; None where one may."""
+    if plan.record not in (record_output, record_state, record_states):
+        return "the kernels keep outputs or states of each step"
+    if plan.scan_unroll is not None:
+        return "scan_unroll is given, and the kernels have no loop of XLA's"
+    return None
