@@ -14,12 +14,14 @@ from sphinx.pycode import ModuleAnalyzer
 
 import lstmjax
 
+sys.path.insert(0, str(Path(__file__).parent))  # for the extension that is in this folder
+
 project = "lstmjax"
 copyright = "the lstmjax authors"
 version = release = lstmjax.__version__
 extensions = [
     "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "sphinx.ext.mathjax",
-    "myst_nb", "sphinx_copybutton",
+    "myst_nb", "sphinx_copybutton", "formulas",
 ]  # fmt: skip
 
 root_doc = "docs/index"

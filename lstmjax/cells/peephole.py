@@ -59,8 +59,8 @@ def peephole_lstm(
 
     ::
 
-        i  = σ(x W_xi + h W_hi + p_i ∘ c  + b_i)    input gate
-        f  = σ(x W_xf + h W_hf + p_f ∘ c  + b_f)    forget gate
+        i  = σ(x W_xi + h W_hi + p_i ∘ c + b_i)     input gate
+        f  = σ(x W_xf + h W_hf + p_f ∘ c + b_f)     forget gate
         g  = tanh(x W_xg + h W_hg + b_g)            candidate
         c' = f ∘ c + i ∘ g
         o  = σ(x W_xo + h W_ho + p_o ∘ c' + b_o)    output gate, which looks at the new c

@@ -48,7 +48,7 @@ def cell_highway(
 
     ::
 
-        ∂c_T/∂c_t  =  diag ∏_{k=t+1}^{T} f_k  +  (through h and the gates)
+        ∂c_T/∂c_t = diag ∏_{k=t+1}^{T} f_k + G_t      G: every path that leaves c for h and the gates at least once
 
     Stopping the gradient at h, c' = f(sg h) ∘ c + i(sg h) ∘ g(sg h), leaves the first term alone; the second is summed
     by a recurrence of its own rather than as a difference, so it keeps its digits where it is small.
