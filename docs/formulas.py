@@ -1,7 +1,7 @@
 """Typesets the formulas of docstrings, which are written so that a terminal shows them: ``h' = o ∘ tanh(c')``.
 
-A Sphinx extension. In a sentence a formula stands between single backticks. Displayed ones stand in a literal block, one
-a line, and what is said of them after two spaces or more.
+A Sphinx extension. In a sentence a formula stands between single backticks. Displayed ones stand in a literal block,
+one a line, and what is said of them after two spaces or more.
 """
 
 import re
@@ -42,16 +42,16 @@ def _word(match):
 
 
 def display(block):
-    """The lines of a literal block in LaTeX, aligned at their first equals signs; None if they are no formulas.
+    r"""The lines of a literal block in LaTeX, aligned at their first equals signs; None if they are no formulas.
 
     >>> print(display("h' = o ∘ c'     the output"))
-    h' &= o ∘ c' && \\text{the output}
+    h' &= o ∘ c' && \text{the output}
     >>> display("c    the cell state")
     """
     rows = []
     for line in block.splitlines():
         equation = EQUATION.fullmatch(line.strip())
-        if equation is None and not rows or '"' in line:
+        if (equation is None and not rows) or '"' in line:
             return None
         first, *rest = re.split(r"\s{2,}", equation["right"] if equation else line.strip())
         row = f"{latex(equation['left'])} &{equation['sign']} {latex(first)}" if equation else f"& {_part(first)}"
