@@ -8,6 +8,7 @@ import re
 import unicodedata
 
 from docutils import nodes
+from sphinx.transforms import SphinxTransform
 
 FUNCTIONS = {"det", "exp", "ln", "log", "max", "min", "tanh"}
 SYMBOLS = str.maketrans(
@@ -70,18 +71,24 @@ def _part(part):
     return rf"\text{{{text}}}" if _in_words(part) else latex(part)
 
 
-def typeset(app, doctree):
+class Typeset(SphinxTransform):
     """Literal blocks that are formulas become displayed ones, and what stands between single backticks inline ones."""
-    for block in list(doctree.findall(nodes.literal_block)):
-        lines = display(block.astext()) if "language" not in block else None
-        if lines:
-            aligned = f"\\begin{{aligned}}\n{lines}\n\\end{{aligned}}"
-            block.replace_self(nodes.math_block(aligned, aligned, docname=app.env.docname, number=None, label=None))
-    for formula in list(doctree.findall(nodes.title_reference)):
-        formula.replace_self(nodes.math("", latex(formula.astext())))
+
+    default_priority = 400  # before Sphinx asks whether a page has formulas and needs MathJax
+
+    def apply(self):
+        """Called by Sphinx, for each page."""
+        for block in list(self.document.findall(nodes.literal_block)):
+            lines = display(block.astext()) if "language" not in block else None
+            if lines:
+                aligned = f"\\begin{{aligned}}\n{lines}\n\\end{{aligned}}"
+                formula = nodes.math_block(aligned, aligned, docname=self.env.docname, number=None, label=None)
+                block.replace_self(formula)
+        for formula in list(self.document.findall(nodes.title_reference)):
+            formula.replace_self(nodes.math("", latex(formula.astext())))
 
 
 def setup(app):
     """Called by Sphinx."""
-    app.connect("doctree-read", typeset)
+    app.add_transform(Typeset)
     return {"parallel_read_safe": True}

@@ -1,6 +1,7 @@
 """The site builds without a warning, its reference has every public name, and its links lead somewhere."""
 
-import importlib
+import doctest
+import importlib.util
 import pkgutil
 import re
 import subprocess
@@ -69,6 +70,26 @@ def test_a_broken_link_is_found(tmp_path):
     assert sorted(broken_links(tmp_path)) == ["a.html: #z", "b c.html: none.png"]
 
 
+def formulas():
+    """The extension of the site that typesets formulas; it is in no package."""
+    spec = importlib.util.spec_from_file_location("formulas", ROOT / "docs/formulas.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_formulas_are_typeset():
+    pytest.importorskip("sphinx")
+    extension = formulas()
+    assert doctest.testmod(extension) == (0, 3)
+
+    read = extension.display(lstmjax.lstm_1997.__doc__.split("::\n\n")[1].split("\n\n")[0])
+    assert read.splitlines()[1] == r"g &= 4 σ(x W_{xg} + h W_{hg} + b_{g}) − 2 && " + (
+        r"\text{candidate, between −2 and 2: 2 tanh(·/2)} \\"
+    )
+    assert extension.latex("MC_k = Σ_j |φ_j(k)|²") == r"\operatorname{MC}_{k} = \sum _{j} |φ_{j}(k)|^{2}"
+
+
 @pytest.mark.slow
 def test_site_is_whole(tmp_path):
     site = tmp_path / "site"
@@ -85,5 +106,6 @@ def test_site_is_whole(tmp_path):
     # What Sphinx writes where it has nothing better: fields of named tuples, values by their address.
     for page in [*site.glob("docs/api/*.html"), site / "docs/internals.html"]:
         assert not re.search(r"Alias for field|&lt;function|0x[0-9a-f]{6}", page.read_text()), page.name
+        assert not re.search("<pre>[^<]*∘", page.read_text()), f"{page.name}: a formula that is not typeset"
 
     assert not list(broken_links(site))
