@@ -59,9 +59,10 @@ def both_ways(kind, shape, hidden, dtype, *, masked=False, reverse=False, states
             kind, xs, weights, tuple(start), fresh=fresh and tuple(fresh), emit=True, **options
         )
         dz, d_start, d_fresh = native.transposed(
-            kind, coefficients, params.w_h, tuple(d_record) if states else d_record, tuple(d_final), **options
-        )
-        d_params = of_weights(kind, params, *native.weight_gradients(kind, xs, h_before, dz))
+            native.FORMS[kind], coefficients, params.w_h, tuple(d_record) if states else d_record, tuple(d_final),
+            **options,
+        )  # fmt: skip
+        d_params = of_weights(kind, params, *native.weight_gradients(native.FORMS[kind], xs, h_before, dz))
         by_x = dz if kind != "gru" else dz[..., : 3 * hidden]
         return plain, (final, record), (d_params, d_start, d_fresh, by_x @ params.w_x.T)
 
@@ -119,7 +120,8 @@ def test_coefficients_are_those_of_the_parts(x64, kind):
     def ways(params, xs, start):
         _, _, (coefficients, h) = native.forward(kind, xs, weights_of(params), tuple(start), emit=True)
         z = cell.step.z(cell.step.pack(params), xs[0], start.h)
-        return (jax.tree.map(lambda a: a[0], coefficients), h[0]), (parts.linearise(z, start)[1], start.h)
+        derived = jax.tree.leaves(parts.linearise(z, start)[1])
+        return (jnp.concatenate(coefficients, -1)[0], h[0]), (jnp.concatenate(derived, -1), start.h)
 
     same(*compiled(ways, params, xs, start))
 
@@ -180,7 +182,7 @@ def test_bits_depend_on_neither_the_batch_nor_how_it_is_split(kind):
     def run(rows):
         part = jax.tree.map(lambda s: s[rows], start)
         final, ys, emitted = native.forward(kind, xs[:, rows], weights_of(params), tuple(part), emit=True)
-        back = native.transposed(kind, emitted[0], params.w_h, ys, final)
+        back = native.transposed(native.FORMS[kind], emitted[0], params.w_h, ys, final)
         return jax.tree.map(np.asarray, (ys, emitted, back[0]))
 
     whole = run(slice(None))

@@ -1,7 +1,8 @@
 """The recurrence on a CPU, by the kernels of :mod:`lstmjax.recurrence.native`, for the cells and requests they serve.
 
-Forward, and the transpose of the linear recurrence, are theirs; its forward mode is XLA's, and so is all of second
-order. What they do not serve is left to :mod:`lstmjax.recurrence.linear`.
+Forward they know three cells. The transpose of the linear recurrence they know of every cell whose products are laid
+out as theirs are: that wants its diagonals alone. Its forward mode is XLA's, and so is all of second order. What they
+do not serve is left to :mod:`lstmjax.recurrence.linear`.
 """
 
 from collections.abc import Callable
@@ -12,9 +13,12 @@ import jax.numpy as jnp
 from jax import Array
 from jax.custom_derivatives import linear_call
 
-from lstmjax.cells.gru import GRUParams, gru
+from lstmjax.cells.base import DENSE
+from lstmjax.cells.build import FIRST_BY_H
+from lstmjax.cells.gru import PRODUCTS, GRUParams, gru
 from lstmjax.cells.lstm import lstm
 from lstmjax.cells.rnn import rnn
+from lstmjax.gates import split_gates
 from lstmjax.recurrence import native
 from lstmjax.recurrence.parts import Plan, of_what_moves, why_no_kernel
 from lstmjax.recurrence.scan import all_axes, one_axis, record_output
@@ -22,23 +26,34 @@ from lstmjax.typing import Params, State
 
 # A step does not know how many units it has.
 KINDS = {lstm(1).step: "lstm", gru(1).step: "gru", rnn(1).step: "rnn", rnn(1, activation=jax.nn.relu).step: "relu"}
+_BY_HAND = lstm(1).step.by_hand
 
 
 def may_serve(plan: Plan) -> bool:
-    """Whether the kernels serve a plan for some arguments."""
-    return plan.implementation not in ("fused", "pallas") and _why_never(plan) is None
+    """Whether the kernels serve a plan for some arguments, forward and backwards."""
+    return may_serve_backwards(plan) and plan.parts.step in KINDS
+
+
+def may_serve_backwards(plan: Plan) -> bool:
+    """Whether they serve its transpose."""
+    return plan.implementation not in ("fused", "pallas") and _why_no_transpose(plan) is None
 
 
 def why_not(plan: Plan, arguments: Any) -> str | None:
-    """Why the kernels do not serve a request, or None where they do."""
-    return _why_never(plan) or _why_not_these(arguments)
+    """Why the kernels do not serve a request, forward and backwards, or None where they do."""
+    if native.available() and plan.parts.step not in KINDS:
+        return "the kernels know the LSTM and the GRU with sigmoid and tanh, and the vanilla RNN with tanh or relu"
+    return _why_no_transpose(plan) or _why_not_these(arguments)
 
 
-def _why_never(plan: Plan) -> str | None:
+def _why_no_transpose(plan: Plan) -> str | None:
+    step = plan.parts.step
     if not native.available():
         return native.why_not()
-    if plan.parts.step not in KINDS:
-        return "the kernels know the LSTM and the GRU with sigmoid and tanh, and the vanilla RNN with tanh or relu"
+    if step.pre not in (DENSE, FIRST_BY_H, PRODUCTS) or step.project is not None:
+        return "its products are not laid out as those of the kernels"
+    if step.by_hand is not None and step.by_hand.tangent is not _BY_HAND.tangent:
+        return "its linearisation is written by hand"
     return why_no_kernel(plan)
 
 
@@ -50,6 +65,9 @@ def _why_not_these(arguments: Any) -> str | None:
         return f"params, state and xs are of {names}, and the kernels take float32 or float64, the same for all"
     if not all(isinstance(n, int) for n in timeline.x.shape):
         return "a size is left open"
+    fields = [getattr(tree, "_fields", None) for tree in (params, start)]
+    if fields[0] not in (("w_x", "w_h", "b"), ("w_x", "w_h", "b", "b_n")) or fields[1] not in (("h",), ("c", "h")):
+        return "the kernels know the parameters w_x, w_h, b and b_n, and the states h, and c and h"
     return None
 
 
@@ -82,7 +100,7 @@ def linear(plan: Plan, otherwise: Callable) -> Callable:
 
     def run(given: Any, moving: Any) -> tuple[State, Any]:
         arguments, _ = given
-        if why_not(plan, arguments) is not None:
+        if _why_not_these(arguments) is not None:
             return otherwise(given, moving)
         return linear_call(otherwise, lambda given, out: _transposed(plan, given, out, moving), given, moving)
 
@@ -100,6 +118,9 @@ def _run(plan: Plan, arguments: Any, *, emit: bool) -> tuple[State, Any, Any]:
     )  # fmt: skip
     final, recorded, emitted = (all_axes(tree, axes, at) for tree, at in ((final, 0), (recorded, 1), (emitted, 1)))
     recorded = recorded if plan.record is record_output else type(start)(*recorded)
+    if emit:
+        (by_gates, *others), h_before = emitted
+        emitted = _apart(plan, split_gates(by_gates, native.FORMS[kind].gates), others), h_before
     return type(start)(*final), recorded, emitted
 
 
@@ -107,19 +128,23 @@ def _transposed(plan: Plan, given: Any, out: Any, moving: Any) -> Any:
     """The cotangents of what moves; None for what does not."""
     (params, start, _, timeline), (coefficients, h_before, _) = given
     d_final, d_recorded = out
-    kind, axes = KINDS[plan.parts.step], timeline.x.shape[1:-1]
+    form, axes = _form(plan, params), timeline.x.shape[1:-1]
     states = plan.record is not record_output
     valid, reset = (one_axis(flags, axes, 1) for flags in (timeline.valid, timeline.reset))
     d_recorded = tuple(d_recorded) if states else d_recorded
+    coefficients = jax.tree.leaves(coefficients)
+    if plan.parts.step in KINDS:  # as the kernels put them out: split and joined again, they are no copies to XLA
+        by_gates = jnp.concatenate(coefficients[: form.gates], axis=-1)
+        coefficients = [by_gates, *coefficients[form.gates :]]
     dz, d_start, d_fresh = native.transposed(
-        kind, one_axis(coefficients, axes, 1), params.w_h, one_axis(d_recorded, axes, 1),
+        form, one_axis(coefficients, axes, 1), params.w_h, one_axis(d_recorded, axes, 1),
         one_axis(tuple(d_final), axes, 0), valid=valid, reset=reset, reverse=plan.reverse, states=states,
     )  # fmt: skip
     d_params, d_x = None, None
     moved_params, moved_start, moved_fresh, moved_x = moving
     if jax.tree.leaves(moved_params):
         x, h = (one_axis(a, axes, 1) for a in (timeline.x, h_before))
-        d_params = _as_params(params, native.weight_gradients(kind, x, h, dz))
+        d_params = _as_params(params, native.weight_gradients(form, x, h, dz))
     if jax.tree.leaves(moved_x):
         d_x = all_axes(dz[..., : params.w_x.shape[1]] @ params.w_x.T, axes, 1)
     d_start = type(start)(*all_axes(d_start, axes, 0))
@@ -131,6 +156,20 @@ def _transposed(plan: Plan, given: Any, out: Any, moving: Any) -> Any:
     )  # fmt: skip
 
 
+def _form(plan: Plan, params: Params) -> native.Form:
+    step = plan.parts.step
+    if step.by_hand is not None:
+        return native.LSTM
+    tail = int(step.pre == PRODUCTS)  # the candidate's part of h
+    by_x, by_h = (w.shape[1] // len(params.w_h) for w in (params.w_x, params.w_h))
+    return native.Form(by_x + tail, by_h - tail, tail, plan.parts.pairs)
+
+
+def _apart(plan: Plan, gates: tuple[Array, ...], others: list[Array]) -> Any:
+    """Coefficients as the parts of a step have them: the LSTM's by hand, the others' derived."""
+    return (gates, *others) if plan.parts.step.by_hand is not None else [*gates, *others]
+
+
 def _weights(params: Params) -> tuple[Array, Array, Array]:
     b = jnp.concatenate([params.b, params.b_n]) if isinstance(params, GRUParams) else params.b
     return params.w_x, params.w_h, b
@@ -138,6 +177,5 @@ def _weights(params: Params) -> tuple[Array, Array, Array]:
 
 def _as_params(params: Params, found: tuple[Array, Array, Array]) -> Params:
     w_x, w_h, b = found
-    if isinstance(params, GRUParams):
-        return GRUParams(w_x, w_h, *jnp.split(b, [len(params.b)]))
-    return type(params)(w_x, w_h, b)
+    biases = b[: len(params.b)], b[len(params.b) :]  # the rest is b_n, or of gates that have no bias
+    return type(params)(w_x, w_h, *biases[: len(params) - 2])

@@ -67,28 +67,35 @@ def _run(ways: Callable, plan: Plan, fixed: Any, moving: Any, places: Places | N
 
 def _places(plan: Plan, *results: int, linear: bool = False) -> Places | None:
     """Where a batch axis may stand. Of the cells that have kernels it is known; a user's may take one axis alone."""
-    if not cpu.may_serve(plan) and not pallas.may_serve(plan):
+    if not cpu.may_serve_backwards(plan) and not pallas.may_serve(plan):
         return None
     arguments = (WHOLE, 0, 0, 1)  # parameters, two states, and what begins with time
     return (((arguments, 1), arguments) if linear else (arguments, ())), results
 
 
 def _forward_on(plan: Plan, platform: str | None) -> Callable | None:
-    return _on(plan, platform, forward(plan), cpu.forward, accelerator.forward, pallas.forward)
+    own = cpu.may_serve, cpu.forward, accelerator.forward, pallas.forward
+    return _on(plan, platform, forward(plan), *own)
 
 
 def _linearised_forward_on(plan: Plan, platform: str | None) -> Callable | None:
-    own = cpu.linearised_forward, accelerator.linearised_forward, pallas.linearised_forward
+    own = cpu.may_serve, cpu.linearised_forward, accelerator.linearised_forward, pallas.linearised_forward
     return _on(plan, platform, linearised_forward(plan), *own)
 
 
 def _linear_on(plan: Plan, platform: str | None) -> Callable | None:
     elsewhere = partial(linear, on_accelerator=True)
-    return _on(plan, platform, linear(plan), cpu.linear, elsewhere, pallas.linear)
+    return _on(plan, platform, linear(plan), cpu.may_serve_backwards, cpu.linear, elsewhere, pallas.linear)
 
 
 def _on(
-    plan: Plan, platform: str | None, anywhere: Callable, on_cpu: Callable, elsewhere: Callable, by_pallas: Callable
+    plan: Plan,
+    platform: str | None,
+    anywhere: Callable,
+    kernels: Callable[[Plan], bool],
+    on_cpu: Callable,
+    elsewhere: Callable,
+    by_pallas: Callable,
 ) -> Callable | None:
     """A platform's way out of its candidates; None where it has none of its own.
 
@@ -106,7 +113,7 @@ def _on(
         otherwise = anywhere if platform == "cpu" else elsewhere(plan)
         return by_pallas(plan, otherwise, interpret=platform == "cpu")
     if platform == "cpu":
-        return on_cpu(plan, anywhere) if cpu.may_serve(plan) else None
+        return on_cpu(plan, anywhere) if kernels(plan) else None
     if plan.implementation == "native":
         raise ValueError(f"implementation is 'native', and the program is lowered for {platform}; wanted it for a CPU")
     return elsewhere(plan)

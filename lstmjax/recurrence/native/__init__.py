@@ -1,4 +1,4 @@
-"""The recurrences of LSTM, GRU and vanilla RNN on CPU, in C++ behind ``jax.ffi``: forward, and their transpose.
+"""Recurrences on CPU, in C++ behind ``jax.ffi``: forward, of LSTM, GRU and vanilla RNN; and the transpose, of any cell.
 
 Functions on arrays, to be traced: they have no derivative of their own. Time is the first axis, the batch is one axis,
 and all floating arrays are of one dtype, float32 or float64. The library is built with the package where there is a C++
@@ -9,18 +9,42 @@ A state is the tuple of its leaves, ``(c, h)`` or ``(h,)``, each ``[B, H]``.
 
 import ctypes
 import functools
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from lstmjax.gates import split_gates
-
 KINDS = ("lstm", "gru", "rnn", "relu")
 """The cells, with σ and tanh; ``relu`` is the vanilla RNN with another activation."""
+
+
+class Form(NamedTuple):
+    """A step as its transpose sees it.
+
+    Attributes:
+        gates: how many pre-activations a unit has.
+        head: how many of them read h, from the first on.
+        tail: how many more read h but not x, the last ones.
+        pairs: the output and the input of each diagonal of its Jacobian, in the order of the inputs: the gates, then
+            the arrays of the state.
+        by_hand: whether they are the LSTM's six: of c' by i, f and g, of h' by o, of c' by c, of h' by c'.
+    """
+
+    gates: int
+    head: int
+    tail: int
+    pairs: tuple[tuple[int, int], ...]
+    by_hand: bool = False
+
+
+LSTM = Form(4, 4, 0, ((0, 0), (0, 1), (0, 2), (1, 3), (0, 4), (1, 0)), by_hand=True)
+GRU = Form(4, 2, 1, ((0, 0), (0, 1), (0, 2), (0, 3), (0, 4)))
+RNN = Form(1, 1, 0, ((0, 0),))
+FORMS = {"lstm": LSTM, "gru": GRU, "rnn": RNN, "relu": RNN}
 
 _TARGETS = ("lstmjax_forward", "lstmjax_transposed", "lstmjax_gradient", "lstmjax_functions")
 
@@ -84,12 +108,13 @@ def forward(
         The record is of outputs, ``h [T, B, H]``, which are 0 where a step is skipped; or of states, each leaf
         ``[T, B, H]``, where a skipped step repeats the state that it left as it was.
 
-        Coefficients are as :meth:`lstmjax.recurrence.parts.Parts.linearise` gives them, ``[T, B, ...]``, and 0 where a
-        step is skipped. The ``h_before [T, B, H]`` beside them is what a step started from, after its reset.
+        Coefficients are the diagonals of the cell's :class:`Form`, in its order: those by its gates side by side,
+        ``[T, B, gates·H]``, then each of the others, ``[T, B, H]``; 0 where a step is skipped. The ``h_before
+        [T, B, H]`` beside them is what a step started from, after its reset.
     """
     steps, batch, _ = x.shape
     hidden, dtype, lstm = weights[1].shape[0], x.dtype, kind == "lstm"
-    none, gates = _none(dtype), _gates(kind)
+    none, gates = _none(dtype), FORMS[kind].gates
 
     def array(*shape):
         return jax.ShapeDtypeStruct(shape, dtype)
@@ -110,13 +135,13 @@ def forward(
         kind=np.int64(KINDS.index(kind)), reverse=reverse, states=states,
     )  # fmt: skip
     final, record = ((final_c, final_h), (c, h)) if lstm else ((final_h,), (h,))
-    emitted = (_coefficients(kind, k, k_state, k_c), h_before) if emit else None
+    emitted = ((k, k_state, k_c)[: 1 + (gates == 4) + lstm], h_before) if emit else None
     return final, record if states else h, emitted
 
 
 def transposed(
-    kind: str,
-    coefficients: Any,
+    form: Form,
+    coefficients: Sequence[Array],
     w_h: Array,
     d_record: Any,
     d_final: tuple[Array, ...],
@@ -129,63 +154,61 @@ def transposed(
     """The transpose of the linear recurrence, whose products for the weights and for x are left to do.
 
     Args:
-        kind: one of :data:`KINDS`.
-        coefficients: of :func:`forward`.
-        w_h: the recurrent weights.
-        d_record: the cotangent of its record.
-        d_final: the cotangent of its final state.
+        form: the form of the step.
+        coefficients: of :func:`forward`; of another cell its diagonals, each ``[T, B, H]``, or some side by side.
+        w_h: the recurrent weights, ``[H, (head + tail)·H]``.
+        d_record: the cotangent of what was recorded.
+        d_final: the cotangent of the final state.
         valid: as it was given; and ``reset``, ``reverse`` and ``states``.
         reset: see there.
         reverse: see there.
         states: see there.
 
     Returns:
-        dz, the cotangent of all pre-activations, ``[T, B, N]`` (the GRU's N is 4H), 0 where a step is skipped; the
-        cotangent of the start; and that of the fresh state, summed over time, or None where there are no resets.
+        dz, the cotangent of all pre-activations, ``[T, B, gates·H]``, 0 where a step is skipped; the cotangent of the
+        start; and that of the fresh state, summed over time, or None where there are no resets.
     """
-    lstm = kind == "lstm"
+    two = len(d_final) == 2
     d_c, d_h = _pair(d_record if states else (d_record,), none := _none(w_h.dtype))
     steps, batch, hidden = d_h.shape
     dtype, empty = w_h.dtype, jax.ShapeDtypeStruct((0,), w_h.dtype)
     state = jax.ShapeDtypeStruct((batch, hidden), dtype)
-    k, k_state, k_c = _leaves(kind, coefficients, none)
-    c_like, fresh = state if lstm else empty, reset is not None
+    c_like, fresh = state if two else empty, reset is not None
+    dz = jax.ShapeDtypeStruct((steps, batch, form.gates * hidden), dtype)
+    arrays = w_h, d_h, d_c, *_pair(d_final, none), _flags(valid), _flags(reset)
+    # dz lies where the coefficients of all gates lay, if nobody else wants these: less memory to page in.
+    over = {len(arrays): 0} if coefficients[0].shape == dz.shape else {}
     dz, d_start_c, d_start_h, d_fresh_c, d_fresh_h = _call(
         "lstmjax_transposed",
-        (
-            jax.ShapeDtypeStruct((steps, batch, _gates(kind) * hidden), dtype),
-            c_like,
-            state,
-            c_like if fresh else empty,
-            state if fresh else empty,
-        ),
-        input_output_aliases={0: 0},  # dz lies where k lay, if nobody else wants that: less memory to page in
+        (dz, c_like, state, c_like if fresh else empty, state if fresh else empty),
+        input_output_aliases=over,
     )(
-        k, k_state, k_c, w_h, d_h, d_c, *_pair(d_final, none), _flags(valid), _flags(reset),
-        kind=np.int64(KINDS.index(kind)), reverse=reverse, states=states,
+        *arrays, *coefficients, gates=np.int64(form.gates), head=np.int64(form.head), tail=np.int64(form.tail),
+        pairs=np.array(form.pairs, np.int64).ravel(), by_hand=form.by_hand, reverse=reverse, states=states, two=two,
     )  # fmt: skip
-    d_start, d_fresh = ((d_start_c, d_start_h), (d_fresh_c, d_fresh_h)) if lstm else ((d_start_h,), (d_fresh_h,))
+    d_start, d_fresh = ((d_start_c, d_start_h), (d_fresh_c, d_fresh_h)) if two else ((d_start_h,), (d_fresh_h,))
     return dz, d_start, d_fresh if fresh else None
 
 
-def weight_gradients(kind: str, x: Array, h_before: Array, dz: Array) -> tuple[Array, Array, Array]:
+def weight_gradients(form: Form, x: Array, h_before: Array, dz: Array) -> tuple[Array, Array, Array]:
     """The cotangents of ``w_x``, ``w_h`` and ``b``: xᵀ dz, h_beforeᵀ dz and Σ dz over steps and rows.
 
     Args:
-        kind: one of :data:`KINDS`.
+        form: the form of the step.
         x: ``[T, B, I]``, finite where a step is skipped, since there dz is 0.
-        h_before: ``[T, B, H]``, of :func:`forward`.
-        dz: ``[T, B, N]``, of :func:`transposed`.
+        h_before: ``[T, B, H]``, what each step started from.
+        dz: ``[T, B, gates·H]``, of :func:`transposed`.
 
     Returns:
-        ``[I, N]``, ``[H, N]`` and ``[N]``, of the GRU 3H, 3H and 4H wide.
+        ``[I, (gates − tail)·H]``, ``[H, (head + tail)·H]`` and ``[gates·H]``.
     """
     rows, hidden = x.shape[0] * x.shape[1], h_before.shape[-1]
-    width = (3 if kind == "gru" else _gates(kind)) * hidden
-    shapes = [(x.shape[-1], width), (hidden, width), (dz.shape[-1],)]
+    shapes = [
+        (x.shape[-1], (form.gates - form.tail) * hidden), (hidden, (form.head + form.tail) * hidden), (dz.shape[-1],)
+    ]  # fmt: skip
     flat = [a.reshape(rows, a.shape[-1]) for a in (x, h_before, dz)]
     call = _call("lstmjax_gradient", tuple(jax.ShapeDtypeStruct(shape, x.dtype) for shape in shapes))
-    return tuple(call(*flat, kind=np.int64(KINDS.index(kind))))
+    return tuple(call(*flat, head=np.int64(form.head), tail=np.int64(form.tail)))
 
 
 def functions(z: Array) -> tuple[Array, Array, Array, Array]:
@@ -198,10 +221,6 @@ def _call(name: str, shapes: tuple[jax.ShapeDtypeStruct, ...], **options: Any) -
     if (why := why_not()) is not None:
         raise RuntimeError(why)
     return jax.ffi.ffi_call(name, shapes, vmap_method="sequential", **options)
-
-
-def _gates(kind: str) -> int:
-    return 4 if kind in ("lstm", "gru") else 1
 
 
 def _none(dtype: Any) -> Array:
@@ -218,21 +237,3 @@ def _pair(state: tuple[Array, ...] | None, none: Array) -> tuple[Array, Array]:
     if state is None:
         return none, none
     return (none, state[0]) if len(state) == 1 else (state[0], state[1])
-
-
-def _coefficients(kind: str, k: Array, k_state: Array, k_c: Array) -> Any:
-    """As the parts of each cell's step have them: the LSTM's by hand, the others' derived.
-
-    Taken out and put back (:func:`_leaves`) in one program, these are no copies: XLA finds the whole again.
-    """
-    gates = split_gates(k, _gates(kind))
-    if kind == "lstm":
-        return gates, k_state, k_c
-    return [*gates, k_state] if kind == "gru" else list(gates)
-
-
-def _leaves(kind: str, coefficients: Any, none: Array) -> tuple[Array, Array, Array]:
-    gates, k_state, k_c = coefficients if kind == "lstm" else (coefficients[: _gates(kind)], none, none)
-    if kind == "gru":
-        k_state = coefficients[-1]
-    return jnp.concatenate(gates, axis=-1), k_state, k_c

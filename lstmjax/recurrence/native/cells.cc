@@ -311,7 +311,7 @@ INLINE auto walk(const Forward<S>& f, Size first, Size rows, S* scratch, Call ca
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Backwards: the cotangents of h and c, from the last step that was taken to the first.
+// Backwards, of any cell: the cotangents of h and c, from the last step that was taken to the first.
 
 template <typename S>
 struct Back {
@@ -322,7 +322,7 @@ struct Back {
 
   Back(const Transposed<S>& f, Size first, Size rows, S* scratch) : f(f), first(first), rows(rows) {
     padded = 2 * W * up(f.hidden, 2 * W);
-    wide = gates(f.kind) * f.hidden;
+    wide = f.form.gates * f.hidden;
     if (!scratch) return;  // sizes alone are asked for
     c = scratch;
     h[0] = c + rows * padded;
@@ -332,7 +332,7 @@ struct Back {
 
   Size scratch() const { return 3 * rows * padded + 2 * W; }
   Size blocks() const { return padded / (2 * W); }
-  Size depth() const { return products(f.kind) * f.hidden; }
+  Size depth() const { return (f.form.head + f.form.tail) * f.hidden; }
   Size packed() const { return blocks() * 2 * W * depth(); }
 
   // W_h transposed: a panel for each two vectors of units.
@@ -346,34 +346,39 @@ struct Back {
 
   // From the cotangent of a row's new state, at u, to that of z and of the old state but for what goes through W_h.
   INLINE void cell(Size row, Size local, Size u, Vec<S> dh) const {
-    const Size n = least(W, f.hidden - u), H = f.hidden, at = row * H + u;
-    const S* k = f.k + row * wide + u;
+    const Size n = least(W, f.hidden - u), H = f.hidden;
     S* dz = f.dz + row * wide + u;
-    if (f.kind == kLstm) {
-      const Vec<S> dc = load(c + local) + load(f.k_c + at, n) * dh;
-      store<S>(dz, load(k, n) * dc, n);
-      store<S>(dz + H, load(k + H, n) * dc, n);
-      store<S>(dz + 2 * H, load(k + 2 * H, n) * dc, n);
-      store<S>(dz + 3 * H, load(k + 3 * H, n) * dh, n);
-      store<S>(c + local, load(f.k_state + at, n) * dc);
-    } else if (f.kind == kGru) {
-      for (Size g = 0; g < 4; g++) store<S>(dz + g * H, load(k + g * H, n) * dh, n);
-      store<S>(h[0] + local, load(f.k_state + at, n) * dh);
-    } else {
-      store<S>(dz, load(k, n) * dh, n);
+    const auto times = [&](const Diagonal<S>& k, Vec<S> d) { return load(k.at + row * k.row + u, n) * d; };
+    const Diagonal<S>* k = f.diagonals;
+    if (f.by_hand) {
+      const Vec<S> dc = load(c + local) + times(k[5], dh);
+      for (Size g = 0; g < 3; g++) store<S>(dz + g * H, times(k[g], dc), n);
+      store<S>(dz + 3 * H, times(k[3], dh), n);
+      store<S>(c + local, times(k[4], dc));
+      return;
+    }
+    const Vec<S> d[2] = {f.two ? load(c + local) : dh, dh};
+    const Diagonal<S>* end = k + f.count;
+    for (Size input = 0; input <= f.form.gates + f.two; input++) {
+      Vec<S> sum{};
+      for (; k < end && k->input == input; k++) sum += times(*k, d[k->output]);
+      if (input < f.form.gates) {
+        store<S>(dz + input * H, sum, n);
+      } else {
+        store<S>((input < f.form.gates + f.two ? c : h[0]) + local, sum);
+      }
     }
   }
 
   void run() {
     for (Size i = 0; i < scratch(); i++) c[i] = 0;
-    const bool lstm = f.kind == kLstm;
     for (Size r = 0; r < rows; r++) {
       for (Size u = 0; u < f.hidden; u++) {
         const Size at = (first + r) * f.hidden + u;
-        if (lstm) c[r * padded + u] = f.d_final_c[at];
+        if (f.two) c[r * padded + u] = f.d_final_c[at];
         h[0][r * padded + u] = f.d_final_h[at];
         if (f.reset) {
-          if (lstm) f.d_fresh_c[at] = 0;
+          if (f.two) f.d_fresh_c[at] = 0;
           f.d_fresh_h[at] = 0;
         }
       }
@@ -382,7 +387,7 @@ struct Back {
     for (Size r = 0; r < rows; r++) {
       for (Size u = 0; u < f.hidden; u++) {
         const Size at = (first + r) * f.hidden + u;
-        if (lstm) f.d_start_c[at] = c[r * padded + u];
+        if (f.two) f.d_start_c[at] = c[r * padded + u];
         f.d_start_h[at] = h[0][r * padded + u];
       }
     }
@@ -416,7 +421,7 @@ struct Back {
           const Size at = (first + r) * f.hidden + u, local = r * padded + u;
           f.d_fresh_h[at] += h[1][local];
           h[1][local] = 0;
-          if (f.kind != kLstm) continue;
+          if (!f.two) continue;
           f.d_fresh_c[at] += c[local];
           c[local] = 0;
         }
@@ -427,16 +432,14 @@ struct Back {
     h[1] = swapped;
   }
 
-  // dh = dz W_hT, to h[1]; the GRU's h has a way of its own beside, which lies in h[0].
+  // dh = dz W_hT, to h[1]; a way of its own that h has beside lies in h[0].
   void product(Size t) const {
-    const S* dz = f.dz + (t * f.batch + first) * wide;
-    const bool gru = f.kind == kGru;
-    // Of the GRU's four, the third does not see h.
-    const Factor<S> head = {dz, wide, gru ? 2 * f.hidden : wide};
-    const Factor<S> tail = {gru ? dz + 3 * f.hidden : dz, gru ? wide : 0, gru ? f.hidden : 0};
+    const S *dz = f.dz + (t * f.batch + first) * wide, *last = dz + (f.form.gates - f.form.tail) * f.hidden;
+    const Factor<S> head = {dz, wide, f.form.head * f.hidden}, tail = {last, wide, f.form.tail * f.hidden};
     const Size together = rows < kRows ? 4 : 1;
     for (Size block = 0; block < blocks(); block += together) {
-      const Place<const S> from = gru ? Place<const S>{h[0] + block * 2 * W, padded, 2 * W} : Place<const S>{zero, 0, 0};
+      const Place<const S> from =
+          f.by_hand ? Place<const S>{zero, 0, 0} : Place<const S>{h[0] + block * 2 * W, padded, 2 * W};
       multiply<S>(rows, least(together, blocks() - block), head, tail,
                   {f.packed + block * 2 * W * depth(), 2 * W * depth()}, from, {h[1] + block * 2 * W, padded, 2 * W});
     }

@@ -8,6 +8,7 @@
 #include <new>
 #include <string>
 #include <thread>
+#include <vector>
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -173,7 +174,7 @@ void forward(ffi::ThreadPool& pool, Forward<S> f) {
 template <typename S>
 void transposed(ffi::ThreadPool& pool, Transposed<S> f) {
   const Kernels<S>& k = kernels<S>();
-  Threads threads(pool, f.steps * f.batch * f.hidden * products(f.kind) * f.hidden);
+  Threads threads(pool, f.steps * f.batch * f.hidden * (f.form.head + f.form.tail) * f.hidden);
   Scratch<S> packed(k.back_packed(f));
   f.packed = packed.get();
   threads.run(k.back_pack_parts(f), [&](Size part) { k.back_pack(f, part); });
@@ -192,8 +193,8 @@ ffi::Error check(bool fits, const char* what) {
 // Calls with a number of the buffer's dtype.
 template <typename Call>
 ffi::Error by_dtype(const Buffer& buffer, Call call) {
-  if (buffer.element_type() == ffi::DataType::F32) return call(float()), ffi::Error::Success();
-  if (buffer.element_type() == ffi::DataType::F64) return call(double()), ffi::Error::Success();
+  if (buffer.element_type() == ffi::DataType::F32) return call(float());
+  if (buffer.element_type() == ffi::DataType::F64) return call(double());
   return check(false, "wanted float32 or float64");
 }
 
@@ -217,60 +218,78 @@ ffi::Error Run(ffi::ThreadPool pool, Buffer x, Buffer w_x, Buffer w_h, Buffer b,
       count(k_c) != (lstm ? count(h_before) : 0)) {
     return check(false, "the shapes of the forward recurrence do not fit one another");
   }
-  return by_dtype(x, [&](auto zero) {
+  return by_dtype(x, [&](auto zero) -> ffi::Error {
     using S = decltype(zero);
     forward<S>(pool, {kind, T, B, I, H, B, reverse, states, data<S>(x), data<S>(w_x), data<S>(w_h), data<S>(b),
                       data<S>(start_c), data<S>(start_h), data<S>(fresh_c), data<S>(fresh_h), optional<bool>(valid),
                       optional<bool>(reset), data<S>(final_c), data<S>(final_h), data<S>(h), optional<S>(c),
                       optional<S>(k), optional<S>(k_state), optional<S>(k_c), optional<S>(h_before), nullptr});
+    return ffi::Error::Success();
   });
 }
 
-ffi::Error RunBack(ffi::ThreadPool pool, Buffer k, Buffer k_state, Buffer k_c, Buffer w_h, Buffer d_h, Buffer d_c,
-                   Buffer d_final_c, Buffer d_final_h, Buffer valid, Buffer reset, Result dz, Result d_start_c,
-                   Result d_start_h, Result d_fresh_c, Result d_fresh_h, Size kind, bool reverse, bool states) {
+ffi::Error RunBack(ffi::ThreadPool pool, Buffer w_h, Buffer d_h, Buffer d_c, Buffer d_final_c, Buffer d_final_h,
+                   Buffer valid, Buffer reset, ffi::RemainingArgs coefficients, Result dz, Result d_start_c,
+                   Result d_start_h, Result d_fresh_c, Result d_fresh_h, Size gates, Size head, Size tail,
+                   ffi::Span<const Size> pairs, bool by_hand, bool reverse, bool states, bool two) {
   const auto shape = d_h.dimensions();
   if (shape.size() != 3) return check(false, "wanted cotangents [T, B, H]");
-  const Size T = shape[0], B = shape[1], H = shape[2], all = T * B * H, wide = gates(kind);
-  const bool lstm = kind == kLstm;
+  const Size T = shape[0], B = shape[1], H = shape[2], all = T * B * H;
   const auto either = [](Size n, Size wanted) { return n == 0 || n == wanted; };
-  if (count(k) != wide * all || count(k_state) != (wide == 4 ? all : 0) || count(k_c) != (lstm ? all : 0) ||
-      count(w_h) != H * products(kind) * H || !either(count(d_c), lstm ? all : 0) || count(d_final_h) != B * H ||
-      count(d_final_c) != (lstm ? B * H : 0) || !either(count(valid), T * B) || !either(count(reset), T * B) ||
-      count(dz) != wide * all || count(d_start_h) != B * H || count(d_start_c) != (lstm ? B * H : 0) ||
-      (count(reset) && count(d_fresh_h) != B * H) || count(d_fresh_c) != (lstm ? count(d_fresh_h) : 0)) {
+  if (H < 1 || head < 0 || tail < 0 || head + tail > gates || count(w_h) != H * (head + tail) * H || !either(count(d_c), two ? all : 0) || count(d_final_h) != B * H ||
+      count(d_final_c) != (two ? B * H : 0) || !either(count(valid), T * B) || !either(count(reset), T * B) ||
+      count(dz) != gates * all || count(d_start_h) != B * H || count(d_start_c) != (two ? B * H : 0) ||
+      (count(reset) && count(d_fresh_h) != B * H) || count(d_fresh_c) != (two ? count(d_fresh_h) : 0)) {
     return check(false, "the shapes of the transposed recurrence do not fit one another");
   }
-  return by_dtype(k, [&](auto zero) {
+  return by_dtype(w_h, [&](auto zero) -> ffi::Error {
     using S = decltype(zero);
-    transposed<S>(pool, {kind, T, B, H, reverse, states, data<S>(k), data<S>(k_state), data<S>(k_c), data<S>(w_h),
-                         data<S>(d_h), optional<S>(d_c), data<S>(d_final_c), data<S>(d_final_h), optional<bool>(valid),
-                         optional<bool>(reset), data<S>(dz), data<S>(d_start_c), data<S>(d_start_h),
-                         data<S>(d_fresh_c), data<S>(d_fresh_h), nullptr});
+    std::vector<Diagonal<S>> diagonals;  // an array holds one of them, or several side by side
+    for (size_t n = 0; n < coefficients.size(); n++) {
+      const auto some = coefficients.get<Buffer>(n);
+      if (!some) return some.error();
+      const Size width = some->dimensions().size() == 3 ? some->dimensions()[2] : 0;
+      if (width % H || count(*some) != T * B * width) return check(false, "wanted coefficients [T, B, n * H]");
+      for (Size at = 0; at < width; at += H) diagonals.push_back({data<S>(*some) + at, width, 0, 0});
+    }
+    if (2 * diagonals.size() != pairs.size() || (by_hand && (diagonals.size() != 6 || gates != 4 || !two))) {
+      return check(false, "the coefficients are not as many as were said");
+    }
+    for (size_t n = 0; n < diagonals.size(); n++) {
+      const Size output = diagonals[n].output = pairs[2 * n], input = diagonals[n].input = pairs[2 * n + 1];
+      const bool in_order = by_hand || n == 0 || diagonals[n - 1].input <= input;
+      if (output < 0 || output > two || input < 0 || input > gates + two || !in_order) {
+        return check(false, "wanted each coefficient of a state's array by an input, in the order of inputs");
+      }
+    }
+    transposed<S>(pool, {{gates, head, tail}, T, B, H, Size(diagonals.size()), reverse, states, two, by_hand,
+                         diagonals.data(), data<S>(w_h), data<S>(d_h), optional<S>(d_c), data<S>(d_final_c),
+                         data<S>(d_final_h), optional<bool>(valid), optional<bool>(reset), data<S>(dz),
+                         data<S>(d_start_c), data<S>(d_start_h), data<S>(d_fresh_c), data<S>(d_fresh_h), nullptr});
+    return ffi::Error::Success();
   });
 }
 
 ffi::Error RunGradient(ffi::ThreadPool pool, Buffer x, Buffer h, Buffer dz, Result d_w_x, Result d_w_h, Result d_b,
-                       Size kind) {
-  if (x.dimensions().size() != 2 || h.dimensions().size() != 2) return check(false, "wanted x [R, I] and h [R, H]");
+                       Size head, Size tail) {
+  if (x.dimensions().size() != 2 || h.dimensions().size() != 2 || dz.dimensions().size() != 2) {
+    return check(false, "wanted x [R, I], h [R, H] and dz [R, N]");
+  }
   const Size rows = x.dimensions()[0], I = x.dimensions()[1], H = h.dimensions()[1];
-  const Size wide = gates(kind) * H, width = products(kind) * H;
-  if (h.dimensions()[0] != rows || count(dz) != rows * wide || count(d_w_x) != I * width ||
-      count(d_w_h) != H * width || count(d_b) != wide) {
+  const Size wide = dz.dimensions()[1], by_x = wide - tail * H, by_h = (head + tail) * H;
+  if (h.dimensions()[0] != rows || dz.dimensions()[0] != rows || by_x < 0 || head * H > wide ||
+      count(d_w_x) != I * by_x || count(d_w_h) != H * by_h || count(d_b) != wide) {
     return check(false, "the shapes of the weights' gradients do not fit one another");
   }
-  return by_dtype(x, [&](auto zero) {
+  return by_dtype(x, [&](auto zero) -> ffi::Error {
     using S = decltype(zero);
     const Kernels<S>& kernel = kernels<S>();
     Threads threads(pool, rows * wide * (I + H));
     const S* z = data<S>(dz);
-    // The last third of the GRU's W_h belongs to the last quarter of dz.
-    const bool gru = kind == kGru;
-    const Size head = gru ? 2 * H : width;
-    const Gradient<S> products[3] = {
-        {rows, I, width, I, wide, data<S>(x), z, data<S>(d_w_x), width},
-        {rows, H, head, H, wide, data<S>(h), z, data<S>(d_w_h), width},
-        {rows, H, width - head, H, wide, data<S>(h), z + (gru ? 3 * H : 0), data<S>(d_w_h) + (gru ? head : 0), width}};
+    S* by = data<S>(d_w_h);
+    const Gradient<S> products[3] = {{rows, I, by_x, I, wide, data<S>(x), z, data<S>(d_w_x), by_x},
+                                     {rows, H, head * H, H, wide, data<S>(h), z, by, by_h},
+                                     {rows, H, tail * H, H, wide, data<S>(h), z + by_x, by + head * H, by_h}};
     const Gradient<S> sum = {rows, 1, wide, 0, wide, nullptr, z, data<S>(d_b), wide};
     // Each thread takes a stretch of columns of one product.
     threads.run(3 * threads.count() + 1, [&](Size part) {
@@ -282,6 +301,7 @@ ffi::Error RunGradient(ffi::ThreadPool pool, Buffer x, Buffer h, Buffer dz, Resu
       Scratch<S> scratch(kernel.gradient_scratch(g));
       kernel.gradient(g, from, to, scratch.get());
     });
+    return ffi::Error::Success();
   });
 }
 
@@ -289,10 +309,11 @@ ffi::Error RunFunctions(Buffer z, Result sigmoid, Result sigmoid_slope, Result t
   for (Result* result : {&sigmoid, &sigmoid_slope, &tanh, &tanh_slope}) {
     if (count(*result) != count(z)) return check(false, "the shapes of the functions do not fit one another");
   }
-  return by_dtype(z, [&](auto zero) {
+  return by_dtype(z, [&](auto zero) -> ffi::Error {
     using S = decltype(zero);
     kernels<S>().functions(count(z), data<S>(z), data<S>(sigmoid), data<S>(sigmoid_slope), data<S>(tanh),
                            data<S>(tanh_slope));
+    return ffi::Error::Success();
   });
 }
 
@@ -331,9 +352,6 @@ LSTMJAX_HANDLER(lstmjax_forward, lstmjax::Run,
 LSTMJAX_HANDLER(lstmjax_transposed, lstmjax::RunBack,
                 xla::ffi::Ffi::Bind()
                     .Ctx<xla::ffi::ThreadPool>()
-                    .Arg<xla::ffi::AnyBuffer>()  // k
-                    .Arg<xla::ffi::AnyBuffer>()  // k_state
-                    .Arg<xla::ffi::AnyBuffer>()  // k_c
                     .Arg<xla::ffi::AnyBuffer>()  // w_h
                     .Arg<xla::ffi::AnyBuffer>()  // d_h
                     .Arg<xla::ffi::AnyBuffer>()  // d_c
@@ -341,14 +359,20 @@ LSTMJAX_HANDLER(lstmjax_transposed, lstmjax::RunBack,
                     .Arg<xla::ffi::AnyBuffer>()  // d_final_h
                     .Arg<xla::ffi::AnyBuffer>()  // valid
                     .Arg<xla::ffi::AnyBuffer>()  // reset
+                    .RemainingArgs()             // the diagonals
                     .Ret<xla::ffi::AnyBuffer>()  // dz
                     .Ret<xla::ffi::AnyBuffer>()  // d_start_c
                     .Ret<xla::ffi::AnyBuffer>()  // d_start_h
                     .Ret<xla::ffi::AnyBuffer>()  // d_fresh_c
                     .Ret<xla::ffi::AnyBuffer>()  // d_fresh_h
-                    .Attr<int64_t>("kind")
+                    .Attr<int64_t>("gates")
+                    .Attr<int64_t>("head")
+                    .Attr<int64_t>("tail")
+                    .Attr<xla::ffi::Span<const int64_t>>("pairs")
+                    .Attr<bool>("by_hand")
                     .Attr<bool>("reverse")
-                    .Attr<bool>("states"));
+                    .Attr<bool>("states")
+                    .Attr<bool>("two"));
 
 LSTMJAX_HANDLER(lstmjax_gradient, lstmjax::RunGradient,
                 xla::ffi::Ffi::Bind()
@@ -359,7 +383,8 @@ LSTMJAX_HANDLER(lstmjax_gradient, lstmjax::RunGradient,
                     .Ret<xla::ffi::AnyBuffer>()  // d_w_x
                     .Ret<xla::ffi::AnyBuffer>()  // d_w_h
                     .Ret<xla::ffi::AnyBuffer>()  // d_b
-                    .Attr<int64_t>("kind"));
+                    .Attr<int64_t>("head")
+                    .Attr<int64_t>("tail"));
 
 LSTMJAX_HANDLER(lstmjax_functions, lstmjax::RunFunctions,
                 xla::ffi::Ffi::Bind()

@@ -30,12 +30,29 @@ struct Forward {
   S* packed;
 };
 
-// The transpose of the linear recurrence.
+// How the products of a step are laid out, of any cell: so many pre-activations of a unit, the gates, of which the first
+// `head` and the last `tail` read h. A tail does not read x.
+struct Form {
+  Size gates, head, tail;
+};
+
+// A diagonal of the Jacobian of a step, [T * B, H], its rows this far apart: of one array of the new state by one input,
+// a gate or, after these, an array of the old state.
+template <typename S>
+struct Diagonal {
+  const S* at;
+  Size row, output, input;
+};
+
+// The transpose of the linear recurrence. The state is (c, h), where `two`, or h. The diagonals are in the order of their
+// inputs; or `by_hand` they are the LSTM's six: c' by the gates i, f and g, h' by o, c' by c, and h' by c'.
 template <typename S>
 struct Transposed {
-  Size kind, steps, batch, hidden;
-  bool reverse, states;
-  const S *k, *k_state, *k_c, *w_h, *d_h, *d_c, *d_final_c, *d_final_h;
+  Form form;
+  Size steps, batch, hidden, count;
+  bool reverse, states, two, by_hand;
+  const Diagonal<S>* diagonals;
+  const S *w_h, *d_h, *d_c, *d_final_c, *d_final_h;
   const bool *valid, *reset;
   S *dz, *d_start_c, *d_start_h, *d_fresh_c, *d_fresh_h;
   S* packed;
