@@ -14,7 +14,7 @@ FUNCTIONS = {"det", "exp", "ln", "log", "max", "min", "tanh"}
 SYMBOLS = str.maketrans(
     {"Σ": r"\sum ", "Π": r"\prod ", "½": r"\tfrac12 ", "~": r"\sim ", "%": r"\%", "#": r"\#", "&": r"\&"}
 )
-WORD = re.compile(r"(?<![\\_^,A-Za-z])(?:[A-Za-z]{3,}_[a-z]{2,}|[A-Za-z]{2,})")
+WORD = re.compile(r"(?<![\\_^,A-Za-z])(?:[A-Za-z]{2,}_[a-z]{3,}|[A-Za-z]{3,}_[a-z]{2,}|[A-Za-z]{2,})")
 EQUATION = re.compile(r"(?P<left>\S+(?: \S+){0,3}?)\s*(?P<sign>[=←])\s+(?P<right>.*)")
 
 
@@ -25,6 +25,8 @@ def latex(formula):
     "σ'(z_{xi}) = e^{−z}/\\sqrt{\\operatorname{var} z + 1} ‖W_{h}^{T}‖"
     """
     formula = re.sub(r"(?<![_^])\{([^{}]*)\}", r"\\{\1\\}", formula).translate(SYMBOLS)
+    formula = re.sub(r"\b1e-(\d)", r"10^−\1", formula).replace("log2 ", "log_2 ")
+    formula = re.sub(r"(?<=\w) (?=d[a-z](?![a-z]))", r" \\, ", formula)
     formula = WORD.sub(_word, formula)
     formula = re.sub("[²³¹⁰⁴-⁹⁻ᵀᵏ]+", lambda m: f"^{{{unicodedata.normalize('NFKC', m[0])}}}", formula)
     formula = re.sub("[₀-₉]+", lambda m: f"_{{{unicodedata.normalize('NFKC', m[0])}}}", formula)

@@ -3,8 +3,8 @@
 The slides are those of a lecture that runs one unit by hand: from long-term memory 2, short-term memory 1 and input 1
 to the memories after one step, and then over the share values of two companies.
 
-A gate's pre-activation is the sum of three parts, x W_x, h W_h and b, each one number for the unit; what follows is the
-arithmetic of :mod:`lstmjax.gates`, which computes every number here::
+A gate's pre-activation is the sum of three parts, `x W_x`, `h W_h` and b, each one number for the unit; what follows is
+the arithmetic of :mod:`lstmjax.gates`, which computes every number here::
 
     the slides' words                        the field's term
     % of long-term memory to remember        forget gate     f = σ(z_f)
@@ -55,16 +55,16 @@ _WIDTHS = (34, 18, 32, 10)
 
 
 class Gate(NamedTuple):
-    """One gate of one unit: z = x W_x + h W_h + b, and its activation.
+    """One gate of one unit: `z = x W_x + h W_h + b`, and its activation.
 
     Attributes:
         w_x: ``[I]`` the unit's weights for the input.
         w_h: ``[H]`` its weights for the short-term memories of all units.
         b: its bias.
-        by_x: x · W_x, what the input contributes.
-        by_h: h · W_h, what the short-term memory contributes.
-        z: the pre-activation by_x + by_h + b; the slides' x-axis coordinate.
-        value: σ(z), or tanh(z) for the candidate; the slides' y-axis coordinate.
+        by_x: `x · W_x`, what the input contributes.
+        by_h: `h · W_h`, what the short-term memory contributes.
+        z: the pre-activation `by_x + by_h + b`; the slides' x-axis coordinate.
+        value: `σ(z)`, or `tanh(z)` for the candidate; the slides' y-axis coordinate.
     """
 
     w_x: Array
@@ -88,11 +88,11 @@ class Explanation(NamedTuple):
         input: how much of the candidate to remember.
         candidate: the potential long-term memory.
         output: how much of the potential short-term memory to remember.
-        kept: f c, the long-term memory remembered.
-        added: i g, what is added to it.
-        new_c: c' = f c + i g, the new long-term memory.
-        tanh_c: tanh(c'), the potential short-term memory.
-        new_h: h' = o tanh(c'), the new short-term memory and the unit's output.
+        kept: `f c`, the long-term memory remembered.
+        added: `i g`, what is added to it.
+        new_c: `c' = f c + i g`, the new long-term memory.
+        tanh_c: `tanh(c')`, the potential short-term memory.
+        new_h: `h' = o tanh(c')`, the new short-term memory and the unit's output.
     """
 
     unit: Array
@@ -125,7 +125,7 @@ def explain_step(params: Any, state: Any, x: Any, *, unit: int = 0) -> Explanati
 
     Raises:
         TypeError: params or state are not an LSTM's, or x is not floating.
-        ValueError: x has batch axes, unit is no whole number from 0 to H − 1, or shapes disagree.
+        ValueError: x has batch axes, unit is no whole number from 0 to `H − 1`, or shapes disagree.
 
     Source: :mod:`lstmjax.gates`, where each equation stands.
 

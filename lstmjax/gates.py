@@ -33,13 +33,13 @@ Activation = Callable[[Array], Array]
 
 
 def sigmoid(z: Floats) -> Floats:
-    """σ(z) = 1/(1 + e^−z), with a derivative that is as exact as the value.
+    """`σ(z) = 1/(1 + e^−z)`, with a derivative that is as exact as the value.
 
     ::
 
         σ'(z) = σ(z) σ(−z)
 
-    The usual form σ(1 − σ) reads 0 for a gate that is wide open: in float32 from z = 17 on, where 4e-8 is right.
+    The usual form `σ(1 − σ)` reads 0 for a gate that is wide open: in float32 from `z = 17` on, where 4e-8 is right.
 
     >>> print(f"{sigmoid(jnp.array(-17.0)):.3e}, {jax.grad(sigmoid)(17.0):.3e}")
     4.140e-08, 4.140e-08
@@ -54,7 +54,7 @@ def tanh(z: Floats) -> Floats:
 
         tanh'(z) = 4 σ(2z) σ(−2z)
 
-    The usual form 1 − tanh² reads 0 for a saturated unit: in float32 from ``|z|`` = 9 on, where 6e-8 is right.
+    The usual form `1 − tanh²` reads 0 for a saturated unit: in float32 from `|z| = 9` on, where 6e-8 is right.
 
     >>> print(f"{jax.grad(tanh)(20.0):.3e}")
     1.699e-17
@@ -92,7 +92,7 @@ def pre_activation(
     x: Float[Array, "*B I"],
     h: Float[Array, "*B H"],
 ) -> Float[Array, "*B N"]:
-    """What a gate sees: z = x W_x + h W_h + b.
+    """What a gate sees: `z = x W_x + h W_h + b`.
 
     The products are taken in the dtype of the weights, whatever x and h come in; the sum in float32 at least, and z is
     returned so. Backwards that is the sum over all rows which is the bias's gradient.
@@ -121,7 +121,7 @@ def split_gates(z: Float[Array, "*B N"], gates: int) -> tuple[Float[Array, "*B H
 
 
 def input_gate(z_i: Floats, activation: Activation = sigmoid) -> Floats:
-    """i = σ(z_i): the percentage of the candidate that enters the long-term memory.
+    """`i = σ(z_i)`: the percentage of the candidate that enters the long-term memory.
 
     >>> round(float(input_gate(jnp.array(4.27))), 4)
     0.9862
@@ -130,7 +130,7 @@ def input_gate(z_i: Floats, activation: Activation = sigmoid) -> Floats:
 
 
 def forget_gate(z_f: Floats, activation: Activation = sigmoid) -> Floats:
-    """f = σ(z_f): the percentage of the long-term memory that is *kept*, whatever the name says.
+    """`f = σ(z_f)`: the percentage of the long-term memory that is *kept*, whatever the name says.
 
     >>> round(float(forget_gate(jnp.array(5.95))), 4)
     0.9974
@@ -139,7 +139,7 @@ def forget_gate(z_f: Floats, activation: Activation = sigmoid) -> Floats:
 
 
 def candidate(z_g: Floats, activation: Activation = tanh) -> Floats:
-    """g = tanh(z_g): the potential long-term memory, between −1 and 1.
+    """`g = tanh(z_g)`: the potential long-term memory, between −1 and 1.
 
     >>> round(float(candidate(jnp.array(2.03))), 4)
     0.9661
@@ -148,7 +148,7 @@ def candidate(z_g: Floats, activation: Activation = tanh) -> Floats:
 
 
 def output_gate(z_o: Floats, activation: Activation = sigmoid) -> Floats:
-    """o = σ(z_o): the percentage of the potential short-term memory that leaves the unit.
+    """`o = σ(z_o)`: the percentage of the potential short-term memory that leaves the unit.
 
     >>> round(float(output_gate(jnp.array(4.78))), 4)
     0.9917
@@ -157,7 +157,7 @@ def output_gate(z_o: Floats, activation: Activation = sigmoid) -> Floats:
 
 
 def update_cell_state(f: Floats, c: Floats, i: Floats, g: Floats) -> Floats:
-    """c' = f ∘ c + i ∘ g: one multiplication and one addition, no weights. ∂c'/∂c along this path is f.
+    """`c' = f ∘ c + i ∘ g`: one multiplication and one addition, no weights. `∂c'/∂c` along this path is f.
 
     >>> round(float(update_cell_state(*map(jnp.array, (0.9974, 2.0, 0.9862, 0.9661)))), 3)
     2.948
@@ -166,7 +166,7 @@ def update_cell_state(f: Floats, c: Floats, i: Floats, g: Floats) -> Floats:
 
 
 def emit_hidden_state(o: Floats, c: Floats, activation: Activation = tanh) -> Floats:
-    """h = o ∘ tanh(c): the new short-term memory, read off the new long-term memory.
+    """`h = o ∘ tanh(c)`: the new short-term memory, read off the new long-term memory.
 
     >>> round(float(emit_hidden_state(jnp.array(0.9917), jnp.array(2.9476))), 3)
     0.986

@@ -2,7 +2,7 @@
 
 How fast a gradient decays is decided here before any training. "Orthogonal" alone names three different decays:
 drawn for each gate, every gate's block has singular values of 1; drawn once over the fused ``[H, 4H]`` block, a
-gate's block has a root-mean-square singular value of ½; PyTorch's uniform draw gives 1/√3 ≈ .58. So: say which.
+gate's block has a root-mean-square singular value of ½; PyTorch's uniform draw gives `1/√3 ≈ .58`. So: say which.
 
 Two initialisers made by the same call are equal, and can be pickled.
 """
@@ -33,7 +33,7 @@ def orthogonal(scale: float = 1.0) -> Initializer:
 
 
 def lecun_normal() -> Initializer:
-    """``jax.nn.initializers.lecun_normal``: a truncated normal of variance 1/in, for ``[in, out]``.
+    """``jax.nn.initializers.lecun_normal``: a truncated normal of variance `1/in`, for ``[in, out]``.
 
     >>> lecun_normal() == lecun_normal()
     True
@@ -73,7 +73,7 @@ def per_gate(initializer: Initializer, gates: int) -> Initializer:
 def forget_bias(value: float) -> Initializer:
     """LSTM biases ``[4H]``: ``value`` for the forget gate, 0 for the rest (Gers et al. 2000, Jozefowicz et al. 2015).
 
-    A bias b keeps σ(b) of the long-term memory a step: half of it for 0, 73 % for 1, 99.3 % for 5, that is half-lives
+    A bias b keeps `σ(b)` of the long-term memory a step: half of it for 0, 73 % for 1, 99.3 % for 5, that is half-lives
     of 1, 2.2 and 103 steps.
 
     >>> forget_bias(1.0)(jax.random.key(0), (8,), jnp.float32).tolist()
@@ -107,12 +107,12 @@ def chrono(max_lag: int, *, keeps: int | None = 1, enters: int | None = 0, gates
 
         b_f = ln u,  u ~ U[1, max_lag − 1];   b_i = −b_f;   the rest 0
 
-    so that 1/(1 − f) = 1 + u is itself uniform. f is the gate that says how much of the state is kept. Where the same
-    gate says how much enters, as in a GRU, there is no b_i: ``gru(64, b_init=chrono(1000, keeps=1, enters=None,
+    so that `1/(1 − f) = 1 + u` is itself uniform. f is the gate that says how much of the state is kept. Where the same
+    gate says how much enters, as in a GRU, there is no `b_i`: ``gru(64, b_init=chrono(1000, keeps=1, enters=None,
     gates=3))``. Source: Tallec & Ollivier (2018), who state both.
 
     Args:
-        max_lag: T_max, the longest dependency expected, in steps; at least 3.
+        max_lag: `T_max`, the longest dependency expected, in steps; at least 3.
         keeps: which block of biases is that of the gate that keeps the state, from 0; None: there is no such gate.
         enters: which block is that of the gate that lets in what is new; None: there is no such gate.
         gates: how many equal blocks the last axis holds.
@@ -133,7 +133,7 @@ def chrono(max_lag: int, *, keeps: int | None = 1, enters: int | None = 0, gates
 
 
 def uniform(low: float, high: float) -> Initializer:
-    """U[low, high), whatever the shape.
+    """`U[low, high)`, whatever the shape.
 
     >>> bool((uniform(0.0, 1.0)(jax.random.key(0), (9,), jnp.float32) >= 0).all())
     True
@@ -151,7 +151,7 @@ def identity(scale: float = 1.0) -> Initializer:
 
 
 def pytorch_uniform(hidden_size: int, *, draws: int = 1) -> Initializer:
-    """U(−1/√H, 1/√H), PyTorch's draw for every weight and bias of ``nn.LSTM``, ``nn.GRU`` and ``nn.RNN``.
+    """`U(−1/√H, 1/√H)`, PyTorch's draw for every weight and bias of ``nn.LSTM``, ``nn.GRU`` and ``nn.RNN``.
 
     Args:
         hidden_size: H, the number of hidden units.

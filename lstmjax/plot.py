@@ -228,7 +228,7 @@ def fixed_points(points: Any, states: Any = None) -> Figure:
 
     Returns:
         The figure. The left panel shows the two principal components of states and points together, with their share of
-        the variance; the circle of the right one is ``|λ| = 1``, within which differences die out.
+        the variance; the circle of the right one is `|λ| = 1`, within which differences die out.
 
     Raises:
         ValueError: there is no point.

@@ -83,7 +83,7 @@ def unroll_stack(
         merge: what becomes of a pair's two outputs: ``"concatenate"``, side by side, forwards first; or their
             ``"sum"``, ``"mean"`` or ``"product"``.
         dropout_rate: the share of each layer's outputs, the last layer's excepted, that is set to zero, the rest
-            being scaled by 1/(1 − rate). One mask ``[T, *B, H]`` a layer, drawn outside the scan.
+            being scaled by `1/(1 − rate)`. One mask ``[T, *B, H]`` a layer, drawn outside the scan.
         dropout_key: random key for the masks, those of cells with noise (:func:`~lstmjax.draw_masks`) included. It is
             wanted where the rate is above 0, and allowed where a cell has noise. To evaluate, leave both out.
         **options: ``lengths``, ``mask``, ``resets``, ``remat_block`` and ``scan_unroll``, as for

@@ -48,7 +48,7 @@ def unroll(
     scan_unroll: int | None = None,
     implementation: Implementation = None,
 ) -> tuple[State, Any]:
-    """Runs a cell over a sequence: (s_t, y_t) = step(params, s_{t−1}, x_t) for t = 0 … T−1.
+    """Runs a cell over a sequence: `(s_t, y_t) = step(params, s_{t−1}, x_t)` for `t = 0 … T−1`.
 
     Products are taken at JAX's matmul precision, whose default for float32 is bfloat16 on a TPU and TF32 on NVIDIA GPUs
     since the A100; inside ``with jax.default_matmul_precision("highest")`` they are float32.
@@ -64,10 +64,10 @@ def unroll(
         lengths: ``[*B]`` whole numbers from 0 to T. Row b takes its first ``lengths[b]`` steps; with 0 it returns
             its initial state.
         mask: ``[T, *B]`` booleans. Where False the step is skipped, and the state stays as it was.
-        resets: ``[T, *B]`` booleans. ``resets[t]`` says that x_t begins a new sequence: the state is the cell's
-            ``initial_state`` again *before* x_t is consumed, whether or not ``mask`` then skips the step.
+        resets: ``[T, *B]`` booleans. ``resets[t]`` says that `x_t` begins a new sequence: the state is the cell's
+            ``initial_state`` again *before* `x_t` is consumed, whether or not ``mask`` then skips the step.
         reverse: from each row's last step to its first; outputs keep their places in time. A reset still parts the
-            same two sequences: going backwards, it falls after x_t and before x_{t−1}.
+            same two sequences: going backwards, it falls after `x_t` and before `x_{t−1}`.
         remat_block: keep the state only at the borders of blocks of this many steps, and recompute inside a block
             in the backward pass: less memory, about one more forward pass.
         scan_unroll: how many steps the compiled loop holds in its body, as in ``lax.scan``; chosen unless given.
@@ -128,7 +128,7 @@ def state_history(
     Args:
         cell, params, xs, state: as for :func:`unroll`.
         include_initial: put the state before the first step at its place in time: in front, or after the rest where
-            ``reverse`` is set. The time axis is then T + 1 long.
+            ``reverse`` is set. The time axis is then `T + 1` long.
         lengths, mask, resets, reverse, remat_block, scan_unroll: as for :func:`unroll`.
         implementation: likewise, but for ``"cudnn"``.
 

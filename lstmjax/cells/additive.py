@@ -203,7 +203,7 @@ def nbrc(
         n  = tanh(x W_xn + a ∘ h)                candidate
         h' = z ∘ h + (1 − z) ∘ n
 
-    The paper's equations have no biases: here they are 0 at the start. ``gate_values`` gives a/2, a percentage, as
+    The paper's equations have no biases: here they are 0 at the start. ``gate_values`` gives `a/2`, a percentage, as
     "feedback".
 
     Args:

@@ -47,7 +47,7 @@ class Step(Protocol):
 
 
 class Products(NamedTuple):
-    """All the products of a step, z = pre(weights, x, h), with what makes them fast.
+    """All the products of a step, `z = pre(weights, x, h)`, with what makes them fast.
 
     Attributes:
         pre: ``(weights, x, h) -> z``, affine in x and in h.
@@ -251,7 +251,7 @@ class Cell(Comparable):
 
 
 class Weights(NamedTuple):
-    """Weights packed for one product a step, z = [x, h] W + b, as the LSTM and the vanilla RNN take it.
+    """Weights packed for one product a step, `z = [x, h] W + b`, as the LSTM and the vanilla RNN take it.
 
     Attributes:
         w: ``[I + H, N]``, input weights above recurrent weights.
@@ -275,25 +275,25 @@ def _pre(weights: Weights, x: Float[Array, "*B I"], h: Float[Array, "*B H"]) -> 
 
 
 def from_x(weights: Any, dx: Float[Array, "*B I"]) -> Float[Array, "*B N"]:
-    """dx W_x."""
+    """`dx W_x`."""
     return dx @ weights.w_x
 
 
 def from_h(weights: Any, dh: Float[Array, "*B H"]) -> Float[Array, "*B N"]:
-    """dh W_h.
+    """`dh W_h`.
 
-    Written with the transposed weights, so that the product of the backward pass, dz W_hᵀ, which is the transpose of
+    Written with the transposed weights, so that the product of the backward pass, `dz W_hᵀ`, which is the transpose of
     this one, meets them row by row: on CPU that is faster by up to a third where the batch is small.
     """
     return lax.dot_general(dh, weights.w_h_t, (((dh.ndim - 1,), (1,)), ((), ())))
 
 
 DENSE = Products(_pre, _pack, from_x, from_h)
-"""z = [x, h] W + b in one product, for parameters ``w_x [I, N]``, ``w_h [H, N]`` and ``b [N]``."""
+"""`z = [x, h] W + b` in one product, for parameters ``w_x [I, N]``, ``w_h [H, N]`` and ``b [N]``."""
 
 
 def add_bias(z: Float[Array, "*B N"], b: Float[Array, " N"]) -> Float[Array, "*B N"]:
-    """z + b in float32 at least: backwards that is the sum over all rows which is the bias's gradient."""
+    """`z + b` in float32 at least: backwards that is the sum over all rows which is the bias's gradient."""
     z, b = (a.astype(wide(a.dtype)) for a in (z, b))
     return z + jnp.broadcast_to(b, z.shape)
 

@@ -222,7 +222,7 @@ def _checked(params: Params, state: State, x: Any, *, step: Step, check: Callabl
 
 
 def mix(z: Array, old: Array, new: Array, gate_activation: Activation = sigmoid) -> Array:
-    """σ(z) ∘ old + (1 − σ(z)) ∘ new, where 1 − σ(z) = σ(−z) keeps its digits though nearly all is kept.
+    """`σ(z) ∘ old + (1 − σ(z)) ∘ new`, where `1 − σ(z) = σ(−z)` keeps its digits though nearly all is kept.
 
     >>> float(mix(jnp.array(40.0), jnp.array(0.0), jnp.array(1.0))) > 0
     True
@@ -245,7 +245,7 @@ class PartWeights(NamedTuple):
 
     Attributes:
         w_x: ``[I, N]``.
-        w_h: ``[H, M]``, M ≤ N.
+        w_h: ``[H, M]``, `M ≤ N`.
         b: ``[N]``, zero where a gate has none.
         w_h_t: ``[M, H]``, for the way back.
     """

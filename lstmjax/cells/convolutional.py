@@ -87,7 +87,7 @@ def conv_lstm(
 ) -> Cell:
     """A convolutional LSTM cell for sequences of one, two or three spatial dimensions: signals, images, volumes.
 
-    With ∗ a convolution over space::
+    With `∗` a convolution over space::
 
         i  = σ(x ∗ W_xi + h ∗ W_hi + b_i)       input gate
         f  = σ(x ∗ W_xf + h ∗ W_hf + b_f)       forget gate

@@ -56,7 +56,7 @@ def coupled_lstm(
     Args:
         hidden_size: H, the number of hidden units.
         forget_bias: the forget gate's initial bias, default 1.0; all other biases start at 0.
-        w_x_init: draws ``[I, 3H]``. The paper draws all weights from N(0, 0.1²): ``jax.nn.initializers.normal(0.1)``.
+        w_x_init: draws ``[I, 3H]``. The paper draws all weights from `N(0, 0.1²)`: ``jax.nn.initializers.normal(0.1)``.
         w_h_init: draws ``[H, 3H]``; default orthogonal, each gate by itself.
         b_init: draws ``[3H]``, in place of ``forget_bias``; ``init.chrono(max_lag, gates=3, keeps=0, enters=None)``.
 

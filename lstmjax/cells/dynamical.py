@@ -38,7 +38,7 @@ def leaky_rnn(
 ) -> Cell:
     """The leaky RNN, all of whose units forget at one rate, which is given: h' = (1 − α) h + α φ(x W_x + h W_h + b).
 
-    With α = dt/τ it is an Euler step of τ dh/dt = −h + φ(x W_x + h W_h + b).
+    With `α = dt/τ` it is an Euler step of `τ dh/dt = −h + φ(x W_x + h W_h + b)`.
 
     Args:
         hidden_size: H, the number of hidden units.
@@ -88,7 +88,7 @@ class ContinuousTimeRNNParams(NamedTuple):
         w_x: ``[I, H]`` input weights.
         w_h: ``[H, H]`` recurrent weights.
         b: ``[H]`` biases.
-        keep: ``[H]`` σ of it is how much of its state a unit keeps, 1 − dt/τ.
+        keep: ``[H]`` σ of it is how much of its state a unit keeps, `1 − dt/τ`.
     """
 
     w_x: Array
@@ -115,18 +115,18 @@ def continuous_time_rnn(
         α  = dt/τ = σ(−keep)
         h' = (1 − α) ∘ h + α ∘ φ(x W_x + h W_h + b)
 
-    an Euler step of τ dh/dt = −h + φ(x W_x + h W_h + b). So τ = dt (1 + e^keep) is never below dt, and the step is
+    an Euler step of `τ dh/dt = −h + φ(x W_x + h W_h + b)`. So `τ = dt (1 + e^keep)` is never below dt, and the step is
     stable.
 
     Args:
         hidden_size: H, the number of hidden units.
-        tau: τ at the start, above dt; default 2 dt.
+        tau: τ at the start, above dt; default `2 dt`.
         dt: the time that a step takes, above 0.
         activation: φ, elementwise.
         w_x_init: draws ``[I, H]``.
         w_h_init: draws ``[H, H]``.
         b_init: draws ``[H]``.
-        keep_init: draws ``[H]``, in place of ``tau``; ``init.chrono(T, keeps=0, enters=None, gates=1)`` spreads τ/dt
+        keep_init: draws ``[H]``, in place of ``tau``; ``init.chrono(T, keeps=0, enters=None, gates=1)`` spreads `τ/dt`
             evenly from 2 to T.
 
     Returns:
@@ -197,7 +197,7 @@ def antisymmetric_rnn(
         z  = σ(x W_xz + h A + b_z)                  input gate, by the same A
         h' = h + ε z ∘ tanh(x W_xn + h A + b_n)
 
-    an Euler step of an equation that without γ neither grows nor decays: the eigenvalues of W_h − W_hᵀ are imaginary.
+    an Euler step of an equation that without γ neither grows nor decays: the eigenvalues of `W_h − W_hᵀ` are imaginary.
     No gate keeps the state: all of h is kept.
 
     Args:
@@ -206,7 +206,7 @@ def antisymmetric_rnn(
         gamma: γ, the diffusion, which keeps the Euler step stable.
         gated: whether there is the gate.
         w_x_init: draws ``[I, H]``, or for n and z ``[I, 2H]``.
-        w_h_init: draws W_h, ``[H, H]``; default normal of variance 1/H, as in the paper.
+        w_h_init: draws `W_h`, ``[H, H]``; default normal of variance `1/H`, as in the paper.
         b_init: draws ``[H]``, or for n and z ``[2H]``.
 
     Returns:
@@ -298,8 +298,8 @@ def co_rnn(
             adding task.
         gamma: γ, the stiffness.
         epsilon: ε, the damping.
-        w_x_init: draws ``[I, H]``; default, as of the rest, U(−1/√H, 1/√H).
-        w_h_init: draws ``[H, H]``, for W_h and for W_v.
+        w_x_init: draws ``[I, H]``; default, as of the rest, `U(−1/√H, 1/√H)`.
+        w_h_init: draws ``[H, H]``, for `W_h` and for `W_v`.
         b_init: draws ``[H]``.
 
     Returns:
@@ -383,18 +383,18 @@ def lem(
         z' = (1 − α) ∘ z + α ∘ tanh(x W_xz + h W_hz + b_z)
         h' = (1 − β) ∘ h + β ∘ tanh(x W_xh + z' W_z + b_h)
 
-    The paper writes α = dt σ(…): its weights of the two gates are these with the other sign.
+    The paper writes `α = dt σ(…)`: its weights of the two gates are these with the other sign.
 
-    z' W_z is a product after a non-linearity: the cell is unrolled by a plain scan, and ``implementation="fused"``
+    `z' W_z` is a product after a non-linearity: the cell is unrolled by a plain scan, and ``implementation="fused"``
     refuses it. So its step, which is not in two parts, names no gates.
 
     Args:
         hidden_size: H, the number of hidden units.
         dt: the largest step; with 1 the gates' σ are the percentages that are kept.
-        update_bias: the initial bias of both gates, all other biases then 0; default U(−1/√H, 1/√H) for all.
-        w_x_init: draws ``[I, 4H]``, in the order α, β, z, h; default, as of the rest, U(−1/√H, 1/√H), as in the
+        update_bias: the initial bias of both gates, all other biases then 0; default `U(−1/√H, 1/√H)` for all.
+        w_x_init: draws ``[I, 4H]``, in the order α, β, z, h; default, as of the rest, `U(−1/√H, 1/√H)`, as in the
             authors' code.
-        w_h_init: draws ``[H, 3H]``, and W_z, ``[H, H]``.
+        w_h_init: draws ``[H, 3H]``, and `W_z`, ``[H, H]``.
         b_init: draws ``[4H]``, in place of ``update_bias``; for chrono in both gates ``init.chrono(T, keeps=0,
             enters=None, gates=2)``, whose two halves are the gates and the rest.
 

@@ -1,4 +1,4 @@
-"""Cells of the GRU's kind: one gate mixes the old state and a candidate, h' = z ∘ h + (1 − z) ∘ n."""
+"""Cells of the GRU's kind: one gate mixes the old state and a candidate, `h' = z ∘ h + (1 − z) ∘ n`."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -76,8 +76,8 @@ def light_gru(
         n  = relu(x W_xn + h W_hn + b_n)   candidate
         h' = z ∘ h + (1 − z) ∘ n
 
-    The paper normalises x W_x over the batch, which bounds what ReLU lets grow. That is not in this cell, since a step
-    here reads one row at a time; the biases stand in for the normalisation's shift.
+    The paper normalises `x W_x` over the batch, which bounds what ReLU lets grow. That is not in this cell, since a
+    step here reads one row at a time; the biases stand in for the normalisation's shift.
 
     Args:
         hidden_size: H, the number of hidden units.
@@ -170,8 +170,8 @@ def mgu(
         n  = tanh(x W_xn + b_n' + z ∘ (h W_hn + b_n))  candidate
         h' = z ∘ h + (1 − z) ∘ n
 
-    b_n' is the last half of ``b``. Without ``reset_gate`` the gate does not act on the candidate, n = tanh(x W_xn +
-    h W_hn + b_n'), and there is no b_n: those are the equations of :func:`ugrnn`.
+    `b_n'` is the last half of ``b``. Without ``reset_gate`` the gate does not act on the candidate, `n = tanh(x W_xn +
+    h W_hn + b_n')`, and there is no `b_n`: those are the equations of :func:`ugrnn`.
 
     The form and the defaults are those of Flax's ``MGUCell``, where z is called f. In the paper f is the percentage to
     renew, and it multiplies h before the product.
@@ -184,8 +184,8 @@ def mgu(
         activation: elementwise, in place of tanh.
         w_x_init: draws ``[I, 2H]``, the gates in the order z, n.
         w_h_init: draws ``[H, 2H]``; default orthogonal, each gate by itself.
-        b_init: draws ``[2H]``, in place of ``update_bias``, and b_n is the last half of a second such draw; for chrono
-            ``init.chrono(T, keeps=0, enters=None, gates=2)``.
+        b_init: draws ``[2H]``, in place of ``update_bias``, and `b_n` is the last half of a second such draw; for
+            chrono ``init.chrono(T, keeps=0, enters=None, gates=2)``.
 
     Returns:
         A :class:`Cell` over :class:`MGUParams`, without ``reset_gate`` :class:`GatedParams`, and :class:`GRUState`.
@@ -235,8 +235,8 @@ def gru_reset_before(
         n  = tanh(x W_xn + (r ∘ h) W_hn + b_n)    candidate
         h' = z ∘ h + (1 − z) ∘ n
 
-    (r ∘ h) W_hn is a product after a non-linearity, so z is not affine in h: the step is unrolled by a plain scan, and
-    ``implementation="fused"`` refuses it. :func:`gru` is the form that is fast.
+    `(r ∘ h) W_hn` is a product after a non-linearity, so z is not affine in h: the step is unrolled by a plain scan,
+    and ``implementation="fused"`` refuses it. :func:`gru` is the form that is fast.
 
     Args:
         hidden_size: H, the number of hidden units.

@@ -58,7 +58,7 @@ def gru_step(
         h' = (1 − z) ∘ n + z ∘ h
 
     Args:
-        params: weights, see :class:`GRUParams`; b_n' above is the last third of ``b``.
+        params: weights, see :class:`GRUParams`; `b_n'` above is the last third of ``b``.
         state: h, ``[*B, H]``.
         x: ``[*B, I]`` input, floating.
         gate_activation: elementwise, in place of σ in both gates.

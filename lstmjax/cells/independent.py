@@ -38,15 +38,15 @@ def ind_rnn(
 ) -> Cell:
     """The independently recurrent network: h' = φ(x W_x + w_h ∘ h + b).
 
-    A unit's gradient over T steps is a power, φ'^T w_h^T, which a bound on ``w_h`` bounds. The paper draws from U[0, 1]
-    and keeps abs(w_h) ≤ 2^(1/T) while it trains. Where the last step alone is read, it draws the last layer's close to
-    1: ``w_h_init=init.uniform(0.5 ** (1 / T), 2 ** (1 / T))``, say.
+    A unit's gradient over T steps is a power, `φ'^T w_h^T`, which a bound on ``w_h`` bounds. The paper draws from `U[0,
+    1]` and keeps `abs(w_h) ≤ 2^(1/T)` while it trains. Where the last step alone is read, it draws the last layer's
+    close to 1: ``w_h_init=init.uniform(0.5 ** (1 / T), 2 ** (1 / T))``, say.
 
     Args:
         hidden_size: H, the number of hidden units.
         activation: φ, elementwise.
         w_x_init: draws ``[I, H]``.
-        w_h_init: draws ``[H]``; default U[0, 1).
+        w_h_init: draws ``[H]``; default `U[0, 1)`.
         b_init: draws ``[H]``.
 
     Returns:

@@ -69,7 +69,7 @@ def janet(
     Args:
         hidden_size: H, the number of hidden units.
         beta: β, how much more is let in than is forgotten; the paper's 1 by default.
-        forget_bias: b_f at the start, default 1.0; all other biases start at 0.
+        forget_bias: `b_f` at the start, default 1.0; all other biases start at 0.
         w_x_init: draws ``[I, 2H]``.
         w_h_init: draws ``[H, 2H]``; default orthogonal, each gate by itself.
         b_init: draws ``[2H]``, in place of ``forget_bias``. The paper's is chrono, which wants to know the longest lag:

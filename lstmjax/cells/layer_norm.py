@@ -25,8 +25,8 @@ class LayerNormLSTMParams(NamedTuple):
         w_x: ``[I, 4H]`` input weights.
         w_h: ``[H, 4H]`` recurrent weights.
         b: ``[4H]`` biases; those of the two normalised products would only add to them.
-        gain_x: ``[4H]`` gain of the normalised x W_x.
-        gain_h: ``[4H]`` gain of the normalised h W_h.
+        gain_x: ``[4H]`` gain of the normalised `x W_x`.
+        gain_h: ``[4H]`` gain of the normalised `h W_h`.
         gain_c: ``[H]`` gain of the normalised cell state.
         b_c: ``[H]`` bias of the normalised cell state.
     """
@@ -75,14 +75,14 @@ def layer_norm_lstm(
 ) -> Cell:
     """A layer-normalised LSTM cell.
 
-    With LN(v) = (v − mean v) / √(var v + 1e-5) over all entries of v::
+    With `LN(v) = (v − mean v) / √(var v + 1e-5)` over all entries of v::
 
         z  = α_x ∘ LN(x W_x) + α_h ∘ LN(h W_h) + b      of all 4H entries together
         i, f, g, o = σ(z_i), σ(z_f), tanh(z_g), σ(z_o)
         c' = f ∘ c + i ∘ g
         h' = o ∘ tanh(α_c ∘ LN(c') + b_c)
 
-    A norm over units is not elementwise, and of h W_h it is not affine in h. So the cell has no linearisation by
+    A norm over units is not elementwise, and of `h W_h` it is not affine in h. So the cell has no linearisation by
     diagonals, and is unrolled by a plain scan.
 
     Args:
@@ -91,7 +91,7 @@ def layer_norm_lstm(
         w_x_init: draws ``[I, 4H]``.
         w_h_init: draws ``[H, 4H]``; default orthogonal, each gate by itself.
         b_init: draws ``[4H]``, in place of ``forget_bias``; see :func:`lstmjax.init.chrono`.
-        gain_init: draws the gains, α_x and α_h ``[4H]`` and α_c ``[H]``; default the paper's ones.
+        gain_init: draws the gains, `α_x` and `α_h` ``[4H]`` and `α_c` ``[H]``; default the paper's ones.
 
     Returns:
         A :class:`Cell` over :class:`LayerNormLSTMParams` and :class:`LSTMState`, c and h ``[*B, H]``. Its step raises

@@ -60,7 +60,7 @@ def lstm_step(
     gate_activation: Activation = sigmoid,
     activation: Activation = tanh,
 ) -> tuple[LSTMState, Float[Array, "*B H"]]:
-    """One step of the LSTM: every gate reads x and h, then c' = f ∘ c + i ∘ g and h' = o ∘ tanh(c').
+    """One step of the LSTM: every gate reads x and h, then `c' = f ∘ c + i ∘ g` and `h' = o ∘ tanh(c')`.
 
     Args:
         params: weights, see :class:`LSTMParams`.
@@ -114,7 +114,7 @@ def _gates(z: Gates, state: LSTMState, *, gate_activation: Activation, activatio
 
 
 def from_gates(gates: dict[str, Array], z: Gates, state: LSTMState, activation: Activation = tanh) -> LSTMState:
-    """c' = f ∘ c + i ∘ g and h' = o ∘ tanh(c'), of gates by their names."""
+    """`c' = f ∘ c + i ∘ g` and `h' = o ∘ tanh(c')`, of gates by their names."""
     del z
     c = update_cell_state(gates["forget"], state.c, gates["input"], gates["candidate"])
     return LSTMState(c, emit_hidden_state(gates["output"], c, activation))

@@ -61,7 +61,7 @@ def lstm_1997(
 
     Args:
         hidden_size: H, the number of hidden units.
-        w_x_init: draws ``[I, 3H]``. The paper draws all weights from U(−0.1, 0.1) or U(−0.2, 0.2).
+        w_x_init: draws ``[I, 3H]``. The paper draws all weights from `U(−0.1, 0.1)` or `U(−0.2, 0.2)`.
         w_h_init: draws ``[H, 3H]``; default orthogonal, each gate by itself.
         b_init: draws ``[3H]``, default zeros; ``init.chrono(max_lag, gates=3, keeps=None, enters=0)`` lets little in,
             so that c stays small over a long sequence.

@@ -85,16 +85,16 @@ def min_lstm(
         n  = x W_xn + b_n                          candidate, linear
         h' = f/(f + i) ∘ h + i/(f + i) ∘ n
 
-    What a unit keeps is f/(f + i), and that is what ``gate_values`` calls "forget"; "input" is 1 less that. It is
-    computed as σ(ln f − ln i), which stays a number where both gates are shut. Here the cell is unrolled step by step,
-    not by the paper's parallel scan.
+    What a unit keeps is `f/(f + i)`, and that is what ``gate_values`` calls "forget"; "input" is 1 less that. It is
+    computed as `σ(ln f − ln i)`, which stays a number where both gates are shut. Here the cell is unrolled step by
+    step, not by the paper's parallel scan.
 
     Args:
         hidden_size: H, the number of hidden units.
         forget_bias: the forget gate's initial bias, default 0; all other biases start at 0.
         w_x_init: draws ``[I, 3H]``, the gates in the order i, f, n.
         b_init: draws ``[3H]``, in place of ``forget_bias``; for chrono ``init.chrono(T, gates=3)``, by whose biases
-            f + i = 1.
+            `f + i = 1`.
 
     Returns:
         A :class:`Cell` over :class:`MinimalParams` and :class:`GRUState`.

@@ -32,7 +32,7 @@ class ProjectedLSTMParams(NamedTuple):
 def projected_lstm_step(
     params: ProjectedLSTMParams, state: LSTMState, x: Any
 ) -> tuple[LSTMState, Float[Array, "*B P"]]:
-    """One step of the projected LSTM: c' = f ∘ c + i ∘ g and h' = (o ∘ tanh(c')) W_p.
+    """One step of the projected LSTM: `c' = f ∘ c + i ∘ g` and `h' = (o ∘ tanh(c')) W_p`.
 
     The gates are those of the LSTM, reading the projected h.
 

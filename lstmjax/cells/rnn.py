@@ -40,7 +40,7 @@ class RNNState(NamedTuple):
 def rnn_step(
     params: RNNParams, state: RNNState, x: Any, *, activation: Activation = tanh
 ) -> tuple[RNNState, Float[Array, "*B H"]]:
-    """One step of the vanilla RNN: h' = φ(x W_x + h W_h + b).
+    """One step of the vanilla RNN: `h' = φ(x W_x + h W_h + b)`.
 
     Args:
         params: weights, see :class:`RNNParams`.

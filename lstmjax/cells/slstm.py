@@ -16,7 +16,7 @@ from lstmjax.typing import Initializer
 
 
 class SLSTMParams(NamedTuple):
-    """The weights of an sLSTM of K heads, H = K·D, four gates side by side in the order i, f, g, o.
+    """The weights of an sLSTM of K heads, `H = K·D`, four gates side by side in the order i, f, g, o.
 
     Attributes:
         w_x: ``[I, 4H]`` input weights.
@@ -33,8 +33,8 @@ class SLSTMState(NamedTuple):
     """The memory of an sLSTM.
 
     Attributes:
-        c: ``[*B, H]`` cell state, divided by e^m.
-        n: ``[*B, H]`` normaliser, divided by e^m; 0 where nothing is stored yet.
+        c: ``[*B, H]`` cell state, divided by `e^m`.
+        n: ``[*B, H]`` normaliser, divided by `e^m`; 0 where nothing is stored yet.
         m: ``[*B, H]`` stabiliser, the logarithm of what the two were divided by.
         h: ``[*B, H]`` hidden state, and the output.
     """
@@ -97,20 +97,20 @@ def slstm(
         n' = f ∘ n + i                  normaliser: what all candidates in c were weighed by
         h' = o ∘ c' / n'
 
-    c and n would overflow, so they are kept divided by e^m, which leaves h as it is::
+    c and n would overflow, so they are kept divided by `e^m`, which leaves h as it is::
 
         m' = max(log f + m, z_i),   i ← exp(z_i − m'),   f ← exp(log f + m − m')
 
     It is elementwise but for the products, so it is unrolled as fast as an LSTM is. The gates that
-    :func:`~lstmjax.gradients.gate_values` shows as ``forget`` and ``input`` are the shares f n / n' and i / n', which
-    the memory and the candidate have in c' / n': they sum to one.
+    :func:`~lstmjax.gradients.gate_values` shows as ``forget`` and ``input`` are the shares `f n / n'` and `i / n'`,
+    which the memory and the candidate have in `c' / n'`: they sum to one.
 
     Args:
         hidden_size: H, the number of hidden units.
         heads: K, which divides H. A unit reads h of its own head alone.
         forget_bias: the forget gate's initial bias, default 1.0; all other biases start at 0.
         w_x_init: draws ``[I, 4H]``.
-        w_h_init: draws ``[K, D, 4D]`` with D = H/K; default orthogonal, each head and gate by itself.
+        w_h_init: draws ``[K, D, 4D]`` with `D = H/K`; default orthogonal, each head and gate by itself.
         b_init: draws ``[4H]``, in place of ``forget_bias``; see :func:`lstmjax.init.chrono`.
 
     Returns:

@@ -61,13 +61,13 @@ def variational_dropout(cell: Cell, rate: float, *, input_rate: float = 0.0) -> 
 
         z = pre(W, m_x ∘ x, m_h ∘ h)        m = 0 with probability ``rate``, else 1/(1 − rate)
 
-    Where the state meets no weight, as in z ∘ h of a GRU, it is not dropped. One mask serves all gates, the paper's
+    Where the state meets no weight, as in `z ∘ h` of a GRU, it is not dropped. One mask serves all gates, the paper's
     *tied* weights: as its note has it, a mask for each gate would cost a product for each. The mask stays the same
     through ``resets``.
 
     Args:
         cell: any cell whose step is a :class:`Recurrence`.
-        rate: the share of h that is set to zero, 0 ≤ rate < 1.
+        rate: the share of h that is set to zero, `0 ≤ rate < 1`.
         input_rate: that of x, likewise.
 
     Returns:
@@ -100,7 +100,7 @@ def candidate_dropout(cell: Cell, rate: float) -> Cell:
 
     Args:
         cell: any cell whose ``activate`` is :class:`Gated` and has a candidate, as all gated cells here have.
-        rate: the share that is set to zero, 0 ≤ rate < 1.
+        rate: the share that is set to zero, `0 ≤ rate < 1`.
 
     Returns:
         The cell with noise: see :func:`draw_masks`. Its parameters and its deterministic form are those of ``cell``.
@@ -131,12 +131,12 @@ def zoneout(cell: Cell, rates: float | dict[str, float]) -> Cell:
         s' = m ∘ s + (1 − m) ∘ step(s)      m = 1 with probability ``rate``, else 0
         s' = rate s + (1 − rate) step(s)    in the deterministic form, the expectation
 
-    The two parts of an LSTM's state have a mask each, and h' is read off the cell state before zoneout, as in the
+    The two parts of an LSTM's state have a mask each, and `h'` is read off the cell state before zoneout, as in the
     paper.
 
     Args:
         cell: any cell; its state is all floating.
-        rates: the probability to keep, 0 ≤ rate ≤ 1: a number for all of the state, or one for each part by
+        rates: the probability to keep, `0 ≤ rate ≤ 1`: a number for all of the state, or one for each part by
             name, such as ``{"c": 0.5, "h": 0.05}``, 0 where there is none.
 
     Returns:
@@ -176,7 +176,7 @@ def weight_drop(cell: Cell, rate: float, *, names: tuple[str, ...] = ("w_h",)) -
 
     Args:
         cell: any cell.
-        rate: the share of weights that is set to zero, 0 ≤ rate < 1.
+        rate: the share of weights that is set to zero, `0 ≤ rate < 1`.
         names: which parameters are dropped, by the last part of their name.
 
     Returns:

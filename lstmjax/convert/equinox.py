@@ -5,7 +5,7 @@
     bias        [G·H]      b, or None
     bias_n      [H]        b_n of a GRU, or None
 
-Gates are in our order, and its GRU, n + z ∘ (h − n), is ours.
+Gates are in our order, and its GRU, `n + z ∘ (h − n)`, is ours.
 """
 
 from typing import Any

@@ -127,7 +127,7 @@ def from_nnx(cell_or_state: Any) -> Any:
 
     Returns:
         :class:`~lstmjax.LSTMParams`, :class:`~lstmjax.GRUParams` or :class:`~lstmjax.RNNParams`. NNX's GRUCell has no
-        recurrent bias, unlike Linen's: b_n is zero.
+        recurrent bias, unlike Linen's: `b_n` is zero.
 
     Raises:
         ValueError: a key is unknown or missing, a shape does not fit the others, or the cell has other activations
@@ -157,7 +157,7 @@ def to_nnx(params: Any, cell: Any) -> Any:
         The new cell. The one given is as it was.
 
     Raises:
-        ValueError: the cell is of another kind or size, or it is a GRU and b_n, for which NNX has no place, is not
+        ValueError: the cell is of another kind or size, or it is a GRU and `b_n`, for which NNX has no place, is not
             zero.
         TypeError: the parameters are of no cell that NNX knows, the cell is no NNX module, or dtypes are not floating
             or not the same.

@@ -34,9 +34,9 @@ GRU = {"w_i", "w_h", "b"}
 def from_haiku(params: Mapping[str, Any]) -> LSTMParams:
     """The parameters of an ``hk.LSTM``.
 
-    Our forget bias is Haiku's plus 1, so it rounds where b + 1 has no room for the digits of b, which matters to
-    nothing but equality: the way there and back is exact for those b whose b + 1 is, such as Haiku's initial 0, and
-    all multiples of 2⁻²³ (float32; 2⁻⁷ in bfloat16) from −1 to 1.
+    Our forget bias is Haiku's plus 1, so it rounds where `b + 1` has no room for the digits of b, which matters to
+    nothing but equality: the way there and back is exact for those b whose `b + 1` is, such as Haiku's initial 0, and
+    all multiples of `2⁻²³` (float32; `2⁻⁷` in bfloat16) from −1 to 1.
 
     Args:
         params: the LSTM's own ``{"w": …, "b": …}``, or a dict of modules that holds one LSTM, known by its name:

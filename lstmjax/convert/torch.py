@@ -122,7 +122,7 @@ def to_torch(params: Sequence[Any], *, bias: bool = True) -> dict[str, np.ndarra
     """A state dict for the ``torch.nn.LSTM``, ``GRU`` or ``RNN`` with these parameters.
 
     PyTorch keeps two biases that add, and how ours is split between them is not unique: here ``bias_ih`` holds b, and
-    ``bias_hh`` zeros, save for the candidate of a GRU, where it holds b_n. So ours come back bit for bit from
+    ``bias_hh`` zeros, save for the candidate of a GRU, where it holds `b_n`. So ours come back bit for bit from
     :func:`from_torch`, while PyTorch's own come back with the same sum.
 
     Args:

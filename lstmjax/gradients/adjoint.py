@@ -4,10 +4,10 @@ Backpropagation through time is a linear recurrence run backwards::
 
     λ_t = J_{t+1}ᵀ λ_{t+1} + ∂L/∂s_t,     J_{t+1} = ∂s_{t+1}/∂s_t,
 
-with the loss's direct dependence on s_t on the right and its total dependence, λ_t, on the left. Over a long lag the
-product of Jacobians leaves the range of any floating format: 0.5¹⁰⁰⁰ is 1e-301. So the recurrence is run on pairs
-λ_t = v_t 2^{e_t}, the largest entry of v_t near 1 and e_t a whole number, whose scaling rounds nothing; and a norm of
-1e-3000 is a number where plain backpropagation in float32 would have read 0.
+with the loss's direct dependence on `s_t` on the right and its total dependence, `λ_t`, on the left. Over a long lag
+the product of Jacobians leaves the range of any floating format: `0.5¹⁰⁰⁰` is 1e-301. So the recurrence is run on pairs
+`λ_t = v_t 2^{e_t}`, the largest entry of `v_t` near 1 and `e_t` a whole number, whose scaling rounds nothing; and a
+norm of 1e-3000 is a number where plain backpropagation in float32 would have read 0.
 """
 
 from collections.abc import Callable
@@ -37,11 +37,11 @@ def adjoint_norms(
     mask: Any = None,
     resets: Any = None,
 ) -> State:
-    """ln ‖∂L/∂s_t‖₂ for every state s_0 … s_T, part by part and row by row, from one backward pass.
+    """`ln ‖∂L/∂s_t‖₂` for every state `s_0 … s_T`, part by part and row by row, from one backward pass.
 
-    s_0 is the state before the first step and s_t the one after t steps, so in a row that takes n steps s_t lags
-    n − t behind the end. The derivative is with respect to one part of the state with the others held: for an LSTM,
-    ∂L/∂c_t leaves out the way through h_t, which is in ∂L/∂h_t. Where the loss sees only the last h, ∂L/∂c_T is
+    `s_0` is the state before the first step and `s_t` the one after t steps, so in a row that takes n steps `s_t` lags
+    `n − t` behind the end. The derivative is with respect to one part of the state with the others held: for an LSTM,
+    `∂L/∂c_t` leaves out the way through `h_t`, which is in `∂L/∂h_t`. Where the loss sees only the last h, `∂L/∂c_T` is
     therefore exactly 0, its logarithm −∞, and lag 1 is the first at which c counts.
 
     Args:
@@ -80,11 +80,11 @@ def adjoint_norms(
 
 
 def adjoints(linear: Linearised, direct: State) -> tuple[State, Array]:
-    """λ_0 … λ_T as pairs (v, e), leaves ``[T + 1, *B, ...]`` and ``[T + 1, *B]``; to be traced.
+    """`λ_0 … λ_T` as pairs (v, e), leaves ``[T + 1, *B, ...]`` and ``[T + 1, *B]``; to be traced.
 
     Args:
         linear: the recurrence.
-        direct: ∂L/∂s_t with the other states held.
+        direct: `∂L/∂s_t` with the other states held.
     """
 
     def backward(carry, at):

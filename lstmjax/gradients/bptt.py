@@ -34,11 +34,11 @@ def per_step_param_grads(
 ) -> Params:
     """What every step contributes to the gradient of the weights.
 
-    With a copy θ_t of the parameters for every step, s_t = step(θ_t, s_{t−1}, x_t)::
+    With a copy `θ_t` of the parameters for every step, `s_t = step(θ_t, s_{t−1}, x_t)`::
 
         ∂L/∂θ  =  Σ_t ∂L/∂θ_t,     ∂L/∂θ_t = (∂s_t/∂θ_t)ᵀ λ_t,
 
-    with λ_t the adjoint of :func:`~lstmjax.gradients.adjoint_norms`. Fused kernels sum over t before anyone can look.
+    with `λ_t` the adjoint of :func:`~lstmjax.gradients.adjoint_norms`. Fused kernels sum over t before anyone can look.
 
     Args:
         cell: any cell, or a bare ``step(params, state, x) -> (state, y)`` together with a ``state``.
@@ -90,9 +90,9 @@ class TruncationBias(NamedTuple):
 
     Attributes:
         windows: ``[W]`` the window lengths.
-        relative_error: ``[W]`` ‖g_k − g‖ / ‖g‖ over all parameters; 0 where both are exactly zero.
-        cosine: ``[W]`` of the angle between g_k and g; NaN where either is exactly zero and there is no angle.
-        by_leaf: ‖g_k − g‖ / ‖g‖ leaf by leaf: the parameters' structure, each leaf ``[W]``.
+        relative_error: ``[W]`` `‖g_k − g‖ / ‖g‖` over all parameters; 0 where both are exactly zero.
+        cosine: ``[W]`` of the angle between `g_k` and g; NaN where either is exactly zero and there is no angle.
+        by_leaf: `‖g_k − g‖ / ‖g‖` leaf by leaf: the parameters' structure, each leaf ``[W]``.
     """
 
     windows: Array
@@ -117,7 +117,7 @@ def truncation_bias(
     """The bias of truncated BPTT: its gradient beside the full one, for several window lengths.
 
     Truncation cuts the sequence into windows of k steps, carries the state from one to the next, and stops the gradient
-    there. Values are unchanged; of the gradient, all that would cross a border is lost. With k ≥ T nothing is.
+    there. Values are unchanged; of the gradient, all that would cross a border is lost. With `k ≥ T` nothing is.
 
     Args:
         cell: any cell, or a bare ``step(params, state, x) -> (state, y)`` together with a ``state``.
@@ -204,7 +204,7 @@ def truncation_window(
         xs: ``[T, *B, I]`` inputs, T at least 1, and several times as long as the window you expect.
         loss_fn: ``states -> scalar``.
         state: the state before the first step.
-        keep: the share: 0.99 allows ‖g_k − g‖ ≤ 0.01 ‖g‖.
+        keep: the share: 0.99 allows `‖g_k − g‖ ≤ 0.01 ‖g‖`.
         lengths, mask, resets: as for :func:`~lstmjax.unroll`.
 
     Returns:

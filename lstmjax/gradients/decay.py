@@ -31,12 +31,12 @@ class Spread(NamedTuple):
 
 
 class DecayFit(NamedTuple):
-    """An exponential ‖g(lag)‖ ≈ e^{intercept + rate · lag}, fitted in log space.
+    """An exponential `‖g(lag)‖ ≈ e^{intercept + rate · lag}`, fitted in log space.
 
     Attributes:
-        rate: change of ln ‖g‖ a step: negative where the gradient vanishes, positive where it explodes.
-        half_life: −ln 2 / rate, the steps in which the gradient halves; ∞ where it does not shrink.
-        intercept: ln ‖g‖ of the line at lag 0.
+        rate: change of `ln ‖g‖` a step: negative where the gradient vanishes, positive where it explodes.
+        half_life: `−ln 2 / rate`, the steps in which the gradient halves; ∞ where it does not shrink.
+        intercept: `ln ‖g‖` of the line at lag 0.
         r2: share of the variance that the line explains; low where the decay is not exponential.
         points: how many lags were finite and so took part.
     """
@@ -62,7 +62,7 @@ class DecayFit(NamedTuple):
 
 
 def decay_fit(lags: Any, log_norms: Any) -> DecayFit:
-    """Fits a rate of decay by least squares to ln ‖g‖ against the lag.
+    """Fits a rate of decay by least squares to `ln ‖g‖` against the lag.
 
     Args:
         lags: ``[N]`` steps back from the loss.
@@ -87,7 +87,7 @@ def decay_fit(lags: Any, log_norms: Any) -> DecayFit:
 
 
 def half_life(rate: Any) -> Array:
-    """−ln 2 / rate, the steps in which e^{rate · lag} halves; ∞ where it does not shrink, NaN where there is no rate.
+    """−ln 2 / rate, the steps in which `e^{rate · lag}` halves; ∞ where it does not shrink, NaN where there is no rate.
 
     >>> print(f"{half_life(jnp.log(0.5)):.3f}, {half_life(0.1):.3f}")
     1.000, inf

@@ -1,4 +1,4 @@
-"""Depth: the product d1·d2·…·dn down a stack of layers, and the weights it leaves where they were."""
+"""Depth: the product `d1·d2·…·dn` down a stack of layers, and the weights it leaves where they were."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -18,8 +18,8 @@ class DepthNorms(NamedTuple):
     """Layer by layer, from the input to the output; natural logarithms.
 
     Attributes:
-        gradient: ``[layers]`` ln ‖∂L/∂W‖ over all of a layer's parameters.
-        relative_change: ``[layers]`` ln(η ‖∂L/∂W‖ / ‖W‖), by which share one step of gradient descent moves them.
+        gradient: ``[layers]`` `ln ‖∂L/∂W‖` over all of a layer's parameters.
+        relative_change: ``[layers]`` `ln(η ‖∂L/∂W‖ / ‖W‖)`, by which share one step of gradient descent moves them.
     """
 
     gradient: Array
@@ -79,7 +79,7 @@ def feed_forward(
     activation: Callable[[Array], Array],
     w_init: Initializer = initializers.lecun_normal(),
 ) -> tuple[Callable[[Key], tuple[DenseParams, ...]], Callable[..., Array]]:
-    """The slides' deep network: ``depth`` layers of one width, y ← φ(y W + b).
+    """The slides' deep network: ``depth`` layers of one width, `y ← φ(y W + b)`.
 
     Args:
         depth: how many layers.

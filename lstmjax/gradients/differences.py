@@ -13,7 +13,7 @@ class Difference(NamedTuple):
     Attributes:
         first: a cell.
         second: another.
-        median: the median over seeds of first − second.
+        median: the median over seeds of `first − second`.
         least: the least over seeds.
         greatest: the greatest over seeds.
         p: the probability of differences as lopsided as these if neither cell were the faster (two-sided, exact up to

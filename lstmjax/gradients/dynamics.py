@@ -22,14 +22,14 @@ class FixedPoints(NamedTuple):
 
     Attributes:
         states: leaves ``[N, ...]``, in the form of the state.
-        speed: ``[N]`` q = ½ ‖F(s) − s‖².
+        speed: ``[N]`` `q = ½ ‖F(s) − s‖²`.
         fixed: ``[N]`` whether it is a fixed point; else a slow one.
-        stable: ``[N]`` whether every eigenvalue of ∂F/∂s there is below 1 in size.
-        eigenvalues: ``[N, n]`` of ∂F/∂s, complex, the largest first.
-        timescales: ``[N, n]`` ``−1/ln |λ|``, the steps in which a difference along that direction falls to 1/e;
+        stable: ``[N]`` whether every eigenvalue of `∂F/∂s` there is below 1 in size.
+        eigenvalues: ``[N, n]`` of `∂F/∂s`, complex, the largest first.
+        timescales: ``[N, n]`` `−1/ln |λ|`, the steps in which a difference along that direction falls to `1/e`;
             negative where it grows to e times itself, ∞ where it stays, 0 where it is gone after one step.
-        periods: ``[N, n]`` ``2π/|arg λ|``, the steps in which it turns once; ∞ where it does not turn, 2 where
-            λ < 0.
+        periods: ``[N, n]`` `2π/|arg λ|`, the steps in which it turns once; ∞ where it does not turn, 2 where
+            `λ < 0`.
         starts: ``[N]`` from how many starts it was reached: how wide its basin is, as the search goes.
     """
 
@@ -61,12 +61,12 @@ def fixed_points(
 
         F(s) = step(params, s, x),     q(s) = ½ ‖F(s) − s‖²  →  min
 
-    from every start, by Levenberg and Marquardt's method. A minimum with q ≈ 0 is a fixed point, stable or not; one
-    with a small q is a slow point, past which the state creeps. Around each, ds_t = ∂F/∂s ds_{t−1}. Near a continuum of
-    fixed points, such as a line on which a network holds a number, every start finds another; and a cell that can shut
-    its gates is slow wherever they are shut, in states that it may never be in.
+    from every start, by Levenberg and Marquardt's method. A minimum with `q ≈ 0` is a fixed point, stable or not; one
+    with a small q is a slow point, past which the state creeps. Around each, `ds_t = ∂F/∂s ds_{t−1}`. Near a continuum
+    of fixed points, such as a line on which a network holds a number, every start finds another; and a cell that can
+    shut its gates is slow wherever they are shut, in states that it may never be in.
 
-    The whole Jacobian is taken, n × n for a state of n numbers, at every start: up to a thousand numbers or so.
+    The whole Jacobian is taken, `n × n` for a state of n numbers, at every start: up to a thousand numbers or so.
 
     Args:
         cell: any cell, or a bare ``step(params, state, x) -> (state, y)``.

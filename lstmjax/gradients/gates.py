@@ -28,7 +28,8 @@ class GateStatistics(NamedTuple):
         mean: ``[H]`` mean value.
         left_saturated: ``[H]`` share of steps at which it is below 0.1: shut.
         right_saturated: ``[H]`` share of steps at which it is above 0.9: wide open.
-        timescale: ``[H]`` 1/(1 − mean), the steps over which a unit remembers; of the gate that keeps the state alone.
+        timescale: ``[H]`` `1/(1 − mean)`, the steps over which a unit remembers; of the gate that keeps the state
+            alone.
     """
 
     mean: Array
@@ -95,8 +96,8 @@ def gate_statistics(
 ) -> dict[str, GateStatistics]:
     """How open each gate is, how often it saturates, and how far back each unit remembers.
 
-    A unit whose forget gate is f loses a share 1 − f of its memory a step, and so remembers over 1/(1 − f) steps. A GRU
-    keeps its state by its update gate. A saturated gate passes no gradient to its own weights.
+    A unit whose forget gate is f loses a share `1 − f` of its memory a step, and so remembers over `1/(1 − f)` steps. A
+    GRU keeps its state by its update gate. A saturated gate passes no gradient to its own weights.
 
     Args:
         cell: as for :func:`gate_values`, and so are the other arguments.
@@ -116,7 +117,7 @@ def gate_statistics(
         ValueError: as :func:`gate_values`.
 
     Source: Karpathy, Johnson & Fei-Fei (2015) for left and right saturation, at 0.1 and 0.9; Tallec & Ollivier (2018)
-    for the time scale 1/(1 − f).
+    for the time scale `1/(1 − f)`.
 
     >>> import lstmjax
     >>> cell = lstmjax.lstm(hidden_size=4, forget_bias=5.0, w_h_init=jax.nn.initializers.zeros)

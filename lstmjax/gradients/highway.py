@@ -1,4 +1,4 @@
-"""The highway of the cell state: what of ∂c_T/∂c_t travels along c alone, and what through the gates."""
+"""The highway of the cell state: what of `∂c_T/∂c_t` travels along c alone, and what through the gates."""
 
 from typing import Any, NamedTuple
 
@@ -19,11 +19,11 @@ class CellHighway(NamedTuple):
     """Natural logarithms for every t from 0 to T; the norms are Frobenius norms of ``[H, H]`` Jacobians.
 
     Attributes:
-        log_forget: ``[T + 1, *B, H]`` Σ ln ``|f_k|`` over k = t+1 … T, unit by unit: the highway itself, ∏ f.
-        highway: ``[T + 1, *B]`` ln ‖diag ∏ f‖, which is ∂c_T/∂c_t with the gradient stopped at h.
-        gates: ``[T + 1, *B]`` ln ‖∂c_T/∂c_t − diag ∏ f‖: every way that leaves c for h at least once.
-        full: ``[T + 1, *B]`` ln ‖∂c_T/∂c_t‖.
-        share: ``[T + 1, *B]`` the gates' share, ‖gates‖ / (‖gates‖ + ‖highway‖), from 0 to 1.
+        log_forget: ``[T + 1, *B, H]`` `Σ ln |f_k|` over `k = t+1 … T`, unit by unit: the highway itself, `∏ f`.
+        highway: ``[T + 1, *B]`` `ln ‖diag ∏ f‖`, which is `∂c_T/∂c_t` with the gradient stopped at h.
+        gates: ``[T + 1, *B]`` `ln ‖∂c_T/∂c_t − diag ∏ f‖`: every way that leaves c for h at least once.
+        full: ``[T + 1, *B]`` `ln ‖∂c_T/∂c_t‖`.
+        share: ``[T + 1, *B]`` the gates' share, `‖gates‖ / (‖gates‖ + ‖highway‖)`, from 0 to 1.
     """
 
     log_forget: Array
@@ -44,14 +44,14 @@ def cell_highway(
     mask: Any = None,
     resets: Any = None,
 ) -> CellHighway:
-    """Splits ∂c_T/∂c_t into the path without weights and all the others.
+    """Splits `∂c_T/∂c_t` into the path without weights and all the others.
 
     ::
 
         ∂c_T/∂c_t = diag ∏_{k=t+1}^{T} f_k + G_t      G: every path that leaves c for h and the gates at least once
 
-    Stopping the gradient at h, c' = f(sg h) ∘ c + i(sg h) ∘ g(sg h), leaves the first term alone; the second is summed
-    by a recurrence of its own rather than as a difference, so it keeps its digits where it is small.
+    Stopping the gradient at h, `c' = f(sg h) ∘ c + i(sg h) ∘ g(sg h)`, leaves the first term alone; the second is
+    summed by a recurrence of its own rather than as a difference, so it keeps its digits where it is small.
 
     Args:
         cell: an LSTM, or any cell whose state has fields ``c`` and ``h`` and whose new c depends on the old one

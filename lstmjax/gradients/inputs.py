@@ -23,11 +23,11 @@ from lstmjax.unroll import state_history
 
 
 class InputNorms(NamedTuple):
-    """Natural logarithms of ∂L/∂x_t; −∞ where it is exactly zero, as at steps that are not taken.
+    """Natural logarithms of `∂L/∂x_t`; −∞ where it is exactly zero, as at steps that are not taken.
 
     Attributes:
-        step: ``[T, *B]`` ln ‖∂L/∂x_t‖₂ over all that the step reads.
-        feature: ``[T, *B, I]`` ``ln |∂L/∂x_ti|``, in the form of the inputs.
+        step: ``[T, *B]`` `ln ‖∂L/∂x_t‖₂` over all that the step reads.
+        feature: ``[T, *B, I]`` `ln |∂L/∂x_ti|`, in the form of the inputs.
     """
 
     step: Array
@@ -46,15 +46,15 @@ def input_norms(
     mask: Any = None,
     resets: Any = None,
 ) -> InputNorms:
-    """ln ‖∂L/∂x_t‖ for every input x_1 … x_T: which steps, and which features of them, the loss still feels.
+    """`ln ‖∂L/∂x_t‖` for every input `x_1 … x_T`: which steps, and which features of them, the loss still feels.
 
     ::
 
         ∂L/∂x_t = (∂s_t/∂x_t)ᵀ λ_t,
 
-    with λ_t the adjoint of :func:`~lstmjax.gradients.adjoint_norms`, and its exponent: no gradient is too small. Row t
-    of the arrays, counted from 0, is the input of step t + 1; in a row that takes n steps it lags n − 1 − t behind the
-    last.
+    with `λ_t` the adjoint of :func:`~lstmjax.gradients.adjoint_norms`, and its exponent: no gradient is too small. Row
+    t of the arrays, counted from 0, is the input of step `t + 1`; in a row that takes n steps it lags `n − 1 − t`
+    behind the last.
 
     Args:
         cell: any cell, or a bare ``step(params, state, x) -> (state, y)`` together with a ``state``.
@@ -115,8 +115,8 @@ class IntegratedGradients(NamedTuple):
 
     Attributes:
         by_input: ``[T, *B, I]`` attributions, in the form of the inputs; 0 at steps that are not taken.
-        change: L(x) − L(baseline).
-        gap: Σ by_input − change, what the numerical integral is off by: more ``points`` make it smaller.
+        change: `L(x) − L(baseline)`.
+        gap: `Σ by_input − change`, what the numerical integral is off by: more ``points`` make it smaller.
     """
 
     by_input: Any
@@ -153,7 +153,7 @@ def integrated_gradients(
         xs: ``[T, *B, I]`` inputs of a floating dtype.
         loss_fn: ``states -> scalar``.
         state: the state before the first step.
-        baseline: x̄, inputs of the form of ``xs``, or what spreads to them; zeros unless given.
+        baseline: `x̄`, inputs of the form of ``xs``, or what spreads to them; zeros unless given.
         points: of the Gauss–Legendre quadrature, each the cost of a gradient. A trained network can want a hundred:
             ``gap`` tells.
         lengths, mask, resets: as for :func:`~lstmjax.unroll`.

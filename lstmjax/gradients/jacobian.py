@@ -1,7 +1,7 @@
 """The Jacobian of the last state by every earlier one: what any loss at the end could still feel of it.
 
 A weight gradient that is not zero does not show that long dependencies survive: the terms at short lag dominate its
-sum. ∂s_T/∂s_t does show it, and its norms bound the gradient of every loss.
+sum. `∂s_T/∂s_t` does show it, and its norms bound the gradient of every loss.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,13 +28,13 @@ EXACT_UP_TO = 512
 
 
 class JacobianNorms(NamedTuple):
-    """Natural logarithms of the norms of P_t = ∂s_T/∂s_t and of its blocks.
+    """Natural logarithms of the norms of `P_t = ∂s_T/∂s_t` and of its blocks.
 
-    The keys are ``"full"`` and, for parts a and b of the state, ``"ab"`` for ∂a_T/∂b_t: of an LSTM ``"cc"``, ``"ch"``,
-    ``"hc"`` and ``"hh"``.
+    The keys are ``"full"`` and, for parts a and b of the state, ``"ab"`` for `∂a_T/∂b_t`: of an LSTM ``"cc"``,
+    ``"ch"``, ``"hc"`` and ``"hh"``.
 
     Attributes:
-        operator: the largest singular value, the most that any direction of s_t is stretched, ``[times, *B]``.
+        operator: the largest singular value, the most that any direction of `s_t` is stretched, ``[times, *B]``.
         frobenius: the root of the sum of squares of all singular values, ``[times, *B]``.
     """
 
@@ -55,15 +55,15 @@ def jacobian_norms(
     mask: Any = None,
     resets: Any = None,
 ) -> JacobianNorms:
-    """ln ‖∂s_T/∂s_t‖, operator and Frobenius norm, whole and by blocks, row by row.
+    """`ln ‖∂s_T/∂s_t‖`, operator and Frobenius norm, whole and by blocks, row by row.
 
     ::
 
         P_T = 1,   P_{t−1} = P_t J_t,   J_t = ∂s_t/∂s_{t−1}
 
-    ``"exact"`` carries P_t, n × n for a state of n numbers, and takes singular values at the wanted times; memory
+    ``"exact"`` carries `P_t`, `n × n` for a state of n numbers, and takes singular values at the wanted times; memory
     does not grow with T beyond that of the unroll. ``"matrix-free"`` never forms it: the operator norm comes from 20
-    power iterations with PᵀP, each a pass forwards and one backwards from every wanted time (a lower bound, within a
+    power iterations with `PᵀP`, each a pass forwards and one backwards from every wanted time (a lower bound, within a
     few per cent), the Frobenius norm from 64 random vectors pulled back once (standard error below 9 %).
 
     Args:
@@ -71,10 +71,10 @@ def jacobian_norms(
         params: its parameters.
         xs: ``[T, *B, I]`` inputs.
         state: the state before the first step; the cell's initial state unless given.
-        times: the t wanted, from 0 (before the first step) to T; all T + 1 unless given.
+        times: the t wanted, from 0 (before the first step) to T; all `T + 1` unless given.
         method: None: exact up to a state of 512 numbers, an LSTM of 256 units.
         lengths, mask, resets: as for :func:`~lstmjax.unroll`. With lengths,
-            s_T is each row's state after its own last step.
+            `s_T` is each row's state after its own last step.
 
     Returns:
         Natural logarithms, float32 at least, −∞ where a Jacobian is exactly zero, NaN after a row's end.
@@ -85,7 +85,7 @@ def jacobian_norms(
         FloatingPointError: parameters, inputs or states are not finite.
 
     Source: Pascanu, Mikolov & Bengio (2013), section 2; Arpit et al. (2018). For a tanh RNN the operator norm is at
-    most ‖W_h‖₂^(T−t); the condition on W_h's spectral radius that is often quoted holds for linear networks alone.
+    most `‖W_h‖₂^(T−t)`; the condition on `W_h`'s spectral radius that is often quoted holds for linear networks alone.
 
     >>> import lstmjax
     >>> cell = lstmjax.lstm(hidden_size=8, w_h_init=jax.nn.initializers.zeros)  # W_h = 0: the highway alone
@@ -129,7 +129,7 @@ def identity_rows(linear: Linearised, parts: Sequence[int] | None = None) -> Sta
 
 
 def pull_rows(linear: Linearised, at: Any, rows: State) -> State:
-    """Jᵀ of many adjoints at once, leaves ``[*B, n, ...]``."""
+    """`Jᵀ` of many adjoints at once, leaves ``[*B, n, ...]``."""
     return jax.vmap(partial(linear.pull, at), in_axes=linear.batch_axes, out_axes=linear.batch_axes)(rows)
 
 

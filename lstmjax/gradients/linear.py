@@ -1,7 +1,7 @@
 """The linear recurrence around an unroll, from which every diagnostic here is read.
 
-Around the states s_0 … s_T of an unroll, small differences obey ds_t = J_t ds_{t−1} with J_t = ∂s_t/∂s_{t−1}, and
-adjoints λ_{t−1} = J_tᵀ λ_t. No J_t is ever formed: a step of the recurrence is a function of what was kept of it.
+Around the states `s_0 … s_T` of an unroll, small differences obey `ds_t = J_t ds_{t−1}` with `J_t = ∂s_t/∂s_{t−1}`, and
+adjoints `λ_{t−1} = J_tᵀ λ_t`. No `J_t` is ever formed: a step of the recurrence is a function of what was kept of it.
 """
 
 import dataclasses
@@ -43,9 +43,9 @@ class Linearised:
         weights: the same, packed where there are parts.
         x: one step's input, of which the shapes matter.
         fresh: the state a reset restores, or None.
-        states: s_0 … s_T, each leaf ``[T + 1, *B, ...]``.
-        steps: what J_t is made of, leaves ``[T, ...]``: the step's :class:`~lstmjax.recurrence.scan.Timeline`, and its
-            coefficients or, without parts, the state before it.
+        states: `s_0 … s_T`, each leaf ``[T + 1, *B, ...]``.
+        steps: what `J_t` is made of, leaves ``[T, ...]``: the step's :class:`~lstmjax.recurrence.scan.Timeline`, and
+            its coefficients or, without parts, the state before it.
     """
 
     step: Step
@@ -69,7 +69,7 @@ class Linearised:
         return [math.prod(leaf.shape[1 + self.batch_axes :]) for leaf in jax.tree.leaves(self.states)]
 
     def push(self, at: tuple[Timeline, Any], d_state: State) -> State:
-        """J_t ds, for one entry ``at`` of ``steps``."""
+        """`J_t ds`, for one entry ``at`` of ``steps``."""
         now, made_of = at
         if self.parts is None:
 
@@ -83,7 +83,7 @@ class Linearised:
         return kept(new, new.h, before, now)[0]
 
     def pull(self, at: tuple[Timeline, Any], adjoint: State) -> State:
-        """J_tᵀ λ, for one entry ``at`` of ``steps``."""
+        """`J_tᵀ λ`, for one entry ``at`` of ``steps``."""
         return jax.linear_transpose(partial(self.push, at), adjoint)(adjoint)[0]
 
 

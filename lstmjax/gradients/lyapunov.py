@@ -36,11 +36,11 @@ def lyapunov_spectrum(
 
         Q_t R_t = J_t Q_{t−1},     λ_i = 1/(T − burn_in) Σ_t ln |R_t,ii|
 
-    over the *full* state: 2H numbers for an LSTM, whose slowest direction lies in c. λ_1 < 0: differences die out, and
-    gradients vanish at that rate; λ_1 > 0: chaos, and gradients explode.
+    over the *full* state: `2H` numbers for an LSTM, whose slowest direction lies in c. `λ_1 < 0`: differences die out,
+    and gradients vanish at that rate; `λ_1 > 0`: chaos, and gradients explode.
 
     Differentiable with respect to the parameters. Ask for the leading few there: directions whose exponents are equal
-    or whose R_ii is 0 have no derivative of their own.
+    or whose `R_ii` is 0 have no derivative of their own.
 
     Args:
         cell: any cell, or a bare ``step(params, state, x) -> (state, y)`` together with a ``state``.
@@ -54,13 +54,13 @@ def lyapunov_spectrum(
         ``[leading, *B]``, float32 at least, −∞ for directions that a step maps to exactly zero.
 
     Raises:
-        ValueError: leading is no whole number from 1 to n, burn_in none from 0 to T − 1, or T is 0; or as
+        ValueError: leading is no whole number from 1 to n, burn_in none from 0 to `T − 1`, or T is 0; or as
             :func:`~lstmjax.unroll`.
         TypeError: as :func:`~lstmjax.unroll`.
         FloatingPointError: parameters, inputs or states are not finite.
 
     Source: Benettin et al. (1980); for recurrent networks Engelken, Wolf & Abbott (2023). Tools that take the block
-    of h alone, log₂, or transposed Jacobians give other numbers.
+    of h alone, `log₂`, or transposed Jacobians give other numbers.
 
     >>> def henon(params, state, x):
     ...     a, b = params
@@ -93,7 +93,7 @@ def flossing_penalty(
     leading: int = 1,
     burn_in: int = 0,
 ) -> Array:
-    """Σ λ_i² over the leading exponents, averaged over rows: a loss whose descent keeps gradients alive.
+    """`Σ λ_i²` over the leading exponents, averaged over rows: a loss whose descent keeps gradients alive.
 
     Driving exponents towards zero keeps the condition number of the long-term Jacobian low. Use it as a loss of its own
     before training, or every few hundred steps during it.

@@ -22,7 +22,7 @@ class MemoryCapacity(NamedTuple):
     """How much of a signal is still in the state.
 
     Attributes:
-        by_delay: ``[delays + 1]`` the share of the variance of u_{t−k} that a line through the state at t explains, k
+        by_delay: ``[delays + 1]`` the share of the variance of `u_{t−k}` that a line through the state at t explains, k
             from 0 on: 1 is all of it. An estimate scatters around 0 where nothing is left.
         total: their sum. No more than the number of independent directions in the state.
         error: the standard deviation of ``total`` over signals, as theory has it for so many samples and a state of
@@ -53,10 +53,10 @@ def memory_capacity(
 
         MC_k = max_w corr²(w · s_t, u_{t−k}),     MC = Σ_k MC_k ≤ rank
 
-    The naive estimate, a regression and its R² for each delay, is too large: n numbers explain n of N samples of
-    anything, so each delay adds n/N that is no memory, and the sum passes its bound. Here the states are made
+    The naive estimate, a regression and its `R²` for each delay, is too large: n numbers explain n of N samples of
+    anything, so each delay adds `n/N` that is no memory, and the sum passes its bound. Here the states are made
     orthonormal (directions below their rounding are left out), so are the delayed signals, each against the more recent
-    ones, and from each R² the share is taken that a signal without any memory has on average::
+    ones, and from each `R²` the share is taken that a signal without any memory has on average::
 
         MC_k = (R²_k − m_k) / (1 − m_k),     m_k = (rank − Σ_{j<k} R²_j) / (N − 1 − k)
 
@@ -70,8 +70,8 @@ def memory_capacity(
             capacity of a network that is not linear depends on it. Rows are pooled.
         delays: K, the longest delay; well beyond where memory ends, or ``total`` lacks what is there.
         state: the state before the first step; the cell's initial state unless given.
-        into: ``[I]`` how the signal comes in: x_t = u_t · into.
-        washout: steps at the start of each row that are not counted, besides the K that have no u_{t−K}.
+        into: ``[I]`` how the signal comes in: `x_t = u_t · into`.
+        washout: steps at the start of each row that are not counted, besides the K that have no `u_{t−K}`.
 
     Returns:
         A :class:`MemoryCapacity`, computed from the states in float64.
@@ -124,9 +124,9 @@ def memory_capacity(
 
 
 def linear_memory(w_h: Any, delays: int) -> MemoryCapacity:
-    """The exact linear memory capacity of a linear network h_t = h_{t−1} W + u_t w that its input reaches in full.
+    """The exact linear memory capacity of a linear network `h_t = h_{t−1} W + u_t w` that its input reaches in full.
 
-    It depends on the eigenvalues λ_1 … λ_n of W alone, whatever w is, as long as no direction of the state is out of
+    It depends on the eigenvalues `λ_1 … λ_n` of W alone, whatever w is, as long as no direction of the state is out of
     the input's reach; a w drawn at random reaches all. The responses of the state to one pulse span the space of those
     of a chain of all-pass filters, which are orthonormal (Takenaka and Malmquist's functions), so that::
 

@@ -47,7 +47,7 @@ class Data(NamedTuple):
 
 
 def squared_error(predictions: Array, targets: Array) -> Array:
-    """½ Σ (y − t)², summed over rows, so that no row's gradient depends on how many there are."""
+    """`½ Σ (y − t)²`, summed over rows, so that no row's gradient depends on how many there are."""
     return 0.5 * ((predictions - targets) ** 2).sum()
 
 
@@ -58,11 +58,11 @@ class GradientReport:
     Attributes:
         matched: what the cells have in common, in words.
         records: a dict for each cell, seed and phase: ``cell``, ``phase``, ``seed``, ``hidden_size``, ``parameters``,
-            ``loss``, ``rate`` (of ln ‖∂L/∂h‖ a step, the median over rows), ``rate_min`` and ``rate_max`` (of the rows,
-            each fitted by itself), ``half_life`` (steps), ``r2``, ``lyapunov`` (the leading exponent), ``timescale``
-            (the median unit's 1/(1 − f), in steps; None without a gate that keeps).
-        curves: ``[seeds, T + 1]`` base-10 logarithms of ‖∂L/∂h‖ by lag, a median over rows, by phase and cell. For a
-            cell whose state has no field ``h``, of ‖∂L/∂s‖ over its whole state, and of ‖∂L/∂y‖ at lag 0.
+            ``loss``, ``rate`` (of `ln ‖∂L/∂h‖` a step, the median over rows), ``rate_min`` and ``rate_max`` (of the
+            rows, each fitted by itself), ``half_life`` (steps), ``r2``, ``lyapunov`` (the leading exponent),
+            ``timescale`` (the median unit's `1/(1 − f)`, in steps; None without a gate that keeps).
+        curves: ``[seeds, T + 1]`` base-10 logarithms of `‖∂L/∂h‖` by lag, a median over rows, by phase and cell. For a
+            cell whose state has no field ``h``, of `‖∂L/∂s‖` over its whole state, and of `‖∂L/∂y‖` at lag 0.
     """
 
     matched: str
@@ -189,7 +189,7 @@ def gradient_report(
 
     Everything but the cell is the same: inputs, targets, loss, a linear readout of the last hidden state (of a cell
     whose state has no field ``h``: of its last output), and the keys that weights are drawn with. For every cell, seed
-    and phase it takes ‖∂L/∂h_t‖ at every lag and a line through its logarithm, the leading Lyapunov exponent, and the
+    and phase it takes `‖∂L/∂h_t‖` at every lag and a line through its logarithm, the leading Lyapunov exponent, and the
     time scale of the gate that keeps the state.
 
     Args:

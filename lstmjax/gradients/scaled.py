@@ -1,4 +1,4 @@
-"""Vectors with an exponent of their own: v 2^e, for what leaves the range of every floating format.
+"""Vectors with an exponent of their own: `v 2^e`, for what leaves the range of every floating format.
 
 A pair (vector, exponent) is a pytree, each leaf ``[*B, ...]``, and one whole number for each row, ``[*B]``. The largest
 entry of a row is kept near 1. Powers of two round nothing.
@@ -59,7 +59,7 @@ def flat(vector: State, batch_axes: int) -> Array:
 
 
 def exponent_of(vector: State, batch_axes: int) -> Array:
-    """The least n with every |entry| of a row below 2^n; ``NOTHING`` where all are zero."""
+    """The least n with every `|entry|` of a row below `2^n`; ``NOTHING`` where all are zero."""
     leaves = jax.tree.leaves(wide(lax.stop_gradient(vector)))
     tops = [jnp.abs(leaf).max(range(batch_axes, leaf.ndim), initial=0.0) for leaf in leaves]
     dtype = np.result_type(*(t.dtype for t in tops))
@@ -68,14 +68,14 @@ def exponent_of(vector: State, batch_axes: int) -> Array:
 
 
 def normalised(vector: State, exponent: Array) -> tuple[State, Array]:
-    """The same v 2^e with the largest entry of each row in [½, 1); a zero vector as it was."""
+    """The same `v 2^e` with the largest entry of each row in `[½, 1)`; a zero vector as it was."""
     shift = exponent_of(vector, exponent.ndim)
     shift = jnp.where(shift == NOTHING, 0, shift)
     return times_power_of_two(vector, -shift), exponent + shift
 
 
 def add(a: tuple[State, Array], b: tuple[State, Array]) -> tuple[State, Array]:
-    """a 2^m + b 2^n as a pair again, the largest entry of either term in [½, 1)."""
+    """`a 2^m + b 2^n` as a pair again, the largest entry of either term in `[½, 1)`."""
     common = functools.reduce(jnp.maximum, (e + exponent_of(v, e.ndim) for v, e in (a, b)))
     # The sum of two zeros is zero at any exponent, and its derivative a number of this format at theirs alone.
     common = jnp.where(common < NOTHING // 2, jnp.minimum(a[1], b[1]), common)
@@ -83,7 +83,7 @@ def add(a: tuple[State, Array], b: tuple[State, Array]) -> tuple[State, Array]:
 
 
 def times_power_of_two(vector: State, exponent: Array) -> State:
-    """v 2^e, exact but for what is too small to matter; in halves, since one factor alone could overflow."""
+    """`v 2^e`, exact but for what is too small to matter; in halves, since one factor alone could overflow."""
 
     def scale(leaf):
         most = 2 * (jnp.finfo(leaf.dtype).maxexp - 2)
@@ -97,7 +97,7 @@ def times_power_of_two(vector: State, exponent: Array) -> State:
 
 
 def log_norm(vector: State, exponent: Array) -> Array:
-    """ln(‖v‖₂ 2^e) over all leaves together, row by row; −∞ for a zero vector, whose derivative is taken as 0."""
+    """`ln(‖v‖₂ 2^e)` over all leaves together, row by row; −∞ for a zero vector, whose derivative is taken as 0."""
     # A norm squares: the plain one of a float32 vector is 0 below 1e-22. Each row is scaled by its own top.
     rows = flat(wide(vector), exponent.ndim)
     top = lax.stop_gradient(jnp.abs(rows).max(-1, initial=0.0))
@@ -109,7 +109,7 @@ def log_norm(vector: State, exponent: Array) -> Array:
 
 
 def log_size(leaf: Array, exponent: Array) -> Array:
-    """ln |v 2^e| of each entry of a leaf; −∞ of a zero."""
+    """`ln |v 2^e|` of each entry of a leaf; −∞ of a zero."""
     size = jnp.abs(wide(leaf))
     nothing = size == 0
     shift = log_of_power(exponent, size.dtype)
@@ -118,5 +118,5 @@ def log_size(leaf: Array, exponent: Array) -> Array:
 
 
 def log_of_power(exponent: Array, dtype: np.dtype) -> Array:
-    """ln 2^e."""
+    """`ln 2^e`."""
     return exponent.astype(dtype) * np.log(2.0).astype(dtype)

@@ -58,11 +58,11 @@ def gradient_row(
         Scalars but for ``by_lag``, float32 at least. ``P`` is each part of the state, ``c`` and ``h`` of an LSTM:
 
         * ``loss``
-        * ``half_life_P``, ``half_life_P_least``, ``half_life_P_greatest``: in steps, of ‖∂L/∂P_t‖ fitted from lag 1 on,
-          row by row; the median row, and the error bar over rows. ∞ where it does not shrink, NaN where it is 0.
-        * ``by_lag_P`` ``[T + 1]``: log₁₀ ‖∂L/∂P‖ by lag, the median of the rows that are that long; ``lag_10_P`` the
+        * ``half_life_P``, ``half_life_P_least``, ``half_life_P_greatest``: in steps, of `‖∂L/∂P_t‖` fitted from lag 1
+          on, row by row; the median row, and the error bar over rows. ∞ where it does not shrink, NaN where it is 0.
+        * ``by_lag_P`` ``[T + 1]``: `log₁₀ ‖∂L/∂P‖` by lag, the median of the rows that are that long; ``lag_10_P`` the
           same at lags 1, 10, 100 and 1000, for TensorBoard, which takes scalars.
-        * ``norm_W``: ‖∂L/∂W‖ of each parameter ``W``.
+        * ``norm_W``: `‖∂L/∂W‖` of each parameter ``W``.
         * ``G_shut``, ``G_open``: the share of steps and units at which gate ``G`` is below 0.1, above 0.9, in the first
           eight rows; of cells whose step names its gates.
         * ``lyapunov``: the leading exponent over the last nine tenths of the steps of the first row.

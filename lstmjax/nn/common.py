@@ -1,7 +1,7 @@
 """What the NNX and the Linen modules share: all but the owning of parameters.
 
-Parameters have the core's names and layout, ``w_x [I, N]``, ``w_h [H, N]``, ``b [N]`` with N = 4H for an LSTM, 3H for a
-GRU, H for a vanilla RNN, and for a GRU also ``b_n [H]``.
+Parameters have the core's names and layout, ``w_x [I, N]``, ``w_h [H, N]``, ``b [N]`` with `N = 4H` for an LSTM, `3H`
+for a GRU, H for a vanilla RNN, and for a GRU also ``b_n [H]``.
 """
 
 import dataclasses
@@ -104,7 +104,7 @@ class Kind(NamedTuple):
         build: ``(hidden_size, **activations) -> Cell``.
         params: its named tuple of parameters.
         state: its named tuple of state.
-        gates: N/H.
+        gates: `N/H`.
     """
 
     build: Callable[..., Cell]

@@ -231,7 +231,7 @@ class SimpleCell(_Cell):
     Args and Raises are those of :class:`LSTMCell`, without ``gate_fn``.
 
     Args:
-        residual: add h to its own pre-activation, h' = φ(x W_x + h W_h + b + h).
+        residual: add h to its own pre-activation, `h' = φ(x W_x + h W_h + b + h)`.
 
     >>> cell = SimpleCell(4, residual=True)
     >>> carry = cell.initialize_carry(jax.random.key(0), (2, 3))

@@ -223,7 +223,7 @@ class SimpleCell(_Cell):
     Args and Raises are those of :class:`LSTMCell`, without ``gate_fn``; ``dtype`` is by default float32, as in Flax.
 
     Args:
-        residual: add h to its own pre-activation, h' = φ(x W_x + h W_h + b + h).
+        residual: add h to its own pre-activation, `h' = φ(x W_x + h W_h + b + h)`.
 
     >>> from flax import nnx
     >>> cell = SimpleCell(3, 4, residual=True, rngs=nnx.Rngs(0))

@@ -1,4 +1,4 @@
-"""The recurrence: s_t = step(params, s_{t−1}, x_t) over time, one file for each way to run it.
+"""The recurrence: `s_t = step(params, s_{t−1}, x_t)` over time, one file for each way to run it.
 
 * ``scan``: a plain ``lax.scan`` over any step, and what all ways share: resets, skipped steps, blocks
 * ``parts``: a step taken apart, with the diagonals of ``elementwise``

@@ -4,7 +4,7 @@ It knows LSTMs with σ and tanh in float32, lengths, and reverse-mode derivative
 no history of c, and under ``jax.vmap`` or ``jax.jvp`` it raises. Products are taken in TF32 unless JAX's matmul
 precision is ``"highest"``.
 
-cuDNN keeps all weights in one flat vector: for each layer and direction W_x and W_h, as ``(4H, in)``, then for each
+cuDNN keeps all weights in one flat vector: for each layer and direction `W_x` and `W_h`, as ``(4H, in)``, then for each
 again two biases that add. The gates are in the order i, f, g, o, as here.
 """
 
@@ -31,7 +31,7 @@ def flatten_lstm(layers: Sequence[LSTMParams]) -> Float[Array, " N"]:
         layers: parameters in cuDNN's order: layer by layer, of a bidirectional layer the forward cell first.
 
     Returns:
-        All W_x and W_h, then all biases; the second bias of each pair is zero.
+        All `W_x` and `W_h`, then all biases; the second bias of each pair is zero.
 
     >>> params = LSTMParams(jnp.arange(8.0).reshape(2, 4), jnp.full((1, 4), 9.0), jnp.ones(4))
     >>> flatten_lstm([params]).tolist()

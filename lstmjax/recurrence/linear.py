@@ -6,7 +6,7 @@ of its own. Differentiated, the forward scan emits the coefficients of the linea
     ds_t = A_t ds_{t−1} + e_t,      e_t = what the tangents of the weights and of x_t put in,
 
 while they are in cache, so nothing non-linear is left for later; and the rule is a ``custom_jvp`` that runs it. Forward
-mode is the rule itself. Reverse mode is JAX's own transpose of it: the reversed loop holds one product, dz W_hᵀ, and
+mode is the rule itself. Reverse mode is JAX's own transpose of it: the reversed loop holds one product, `dz W_hᵀ`, and
 all products for the weights stand outside, one for each block of steps. Second order differentiates the rule again.
 """
 

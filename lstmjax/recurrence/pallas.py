@@ -7,8 +7,8 @@ program of a kernel takes some rows and walks with them through all steps::
     z = (x W_x + b)_t + h_{t−1} W_h     tile by tile; sums in float32 at least
     s_t = activate(z, s_{t−1})          with its coefficients where it is differentiated; then the program's barrier
 
-Backwards the linear recurrence is transposed by hand, dz_t from the coefficients and then dh_{t−1} = dz_t W_hᵀ. Forward
-mode is XLA's, and so is all of second order.
+Backwards the linear recurrence is transposed by hand, `dz_t` from the coefficients and then `dh_{t−1} = dz_t W_hᵀ`.
+Forward mode is XLA's, and so is all of second order.
 
 Of a cell two things are wanted, its ``activate`` and the matrix by which h reaches z. The first is traced into the
 kernel, whatever it is made of; the second is read off its products. On a CPU Pallas interprets the same kernels, which
@@ -123,7 +123,7 @@ class Problem(NamedTuple):
         gates: k.
         reading: the gates that read h, in the order of the weights' columns.
         dtype: in which z, and cotangents, are summed.
-        tile: units in a tile, and rows of W_h.
+        tile: units in a tile, and rows of `W_h`.
     """
 
     steps: int

@@ -6,7 +6,7 @@ there are, and wants of the others one thing, the h that its products read::
     z[units] = x W_x[:, units] + h W_h[:, units] + b[units]     h of all units: gathered, once a step
     s'[units] = activate(z[units], s[units])                    as on one device
 
-Backwards a gather is a sum that is scattered: of dz W_hᵀ each device keeps the rows of its own units.
+Backwards a gather is a sum that is scattered: of `dz W_hᵀ` each device keeps the rows of its own units.
 """
 
 import dataclasses

@@ -17,7 +17,7 @@ def adding(length: int, batch_size: int) -> Draw:
         x_t = (v_t, m_t),  v_t ~ U[0, 1],  m_t = 1 at two distinct steps drawn from all T, else 0;   target Σ m_t v_t
 
     Criterion: mean squared error far below that of answering 1 always, which is 1/6 = .1667.
-    Source: Bai et al. (2018), where the LSTM is at .164 at T = 600; they count the task solved near 0.
+    Source: Bai et al. (2018), where the LSTM is at .164 at `T = 600`; they count the task solved near 0.
 
     Args:
         length: T, at least 2.
@@ -56,12 +56,12 @@ def adding_1997(length: int, batch_size: int) -> Draw:
         a among the first ten steps, b among the first T/2 − 1 that are left; m = 1 there, −1 at both ends, else 0
 
     Criterion: every error below .04 (:func:`adding_correct_1997`) on the 2000 most recent sequences; the paper's other
-    condition, a mean error below .01, then holds of the squares. At T = 100 it needs 74,000 sequences, at 500 209,000,
-    at 1000 853,000; of 2560 fresh sequences 1, 0 and 1 are then wrong. Answering 0.5 always has a mean squared error
-    of 1/24 = .0417, or a little less.
+    condition, a mean error below .01, then holds of the squares. At `T = 100` it needs 74,000 sequences, at 500
+    209,000, at 1000 853,000; of 2560 fresh sequences 1, 0 and 1 are then wrong. Answering 0.5 always has a mean squared
+    error of 1/24 = .0417, or a little less.
 
     Where a mark falls on the first step, the paper sets v there to 0. Here m stays −1 there as well, so the target is
-    0.5 + Σ v_t/4 over steps with m_t = 1 without exception.
+    `0.5 + Σ v_t/4` over steps with `m_t = 1` without exception.
 
     Args:
         length: T, at least 11.

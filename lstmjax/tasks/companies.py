@@ -30,7 +30,7 @@ class Company(NamedTuple):
 
 
 class GateWeights(NamedTuple):
-    """One gate of a unit with one input: z = w_x x + w_h h + b."""
+    """One gate of a unit with one input: `z = w_x x + w_h h + b`."""
 
     w_x: float
     w_h: float
@@ -92,7 +92,7 @@ def slide_unit(weights: Mapping[str, GateWeights] = SLIDE_WEIGHTS, dtype: Any = 
         dtype: of the parameters.
 
     Returns:
-        Parameters with I = H = 1.
+        Parameters with `I = H = 1`.
 
     Raises:
         TypeError: dtype is not floating.

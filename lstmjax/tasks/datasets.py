@@ -118,7 +118,7 @@ def sunspot_errors(data: Sunspots, predicted: NDArray) -> dict[str, float]:
 
 
 class Windows(NamedTuple):
-    """Text cut for truncated backpropagation: window w + 1 goes on, in every row, where window w ended.
+    """Text cut for truncated backpropagation: window `w + 1` goes on, in every row, where window w ended.
 
     Attributes:
         inputs: ``[W, T, B]`` character ids.
@@ -194,7 +194,7 @@ def decode_characters(vocabulary: str, ids: NDArray) -> str:
 
 
 def unigram_entropy(text: str) -> float:
-    """Bits a character of the best guess that knows how often each occurs: H = −Σ p(a) log2 p(a).
+    """Bits a character of the best guess that knows how often each occurs: `H = −Σ p(a) log2 p(a)`.
 
     Raises:
         ValueError: text is empty.
@@ -207,7 +207,7 @@ def unigram_entropy(text: str) -> float:
 
 
 def bigram_entropy(text: str) -> float:
-    """Bits a character of the best guess that knows the one before: H = −Σ p(a, b) log2 p(b | a).
+    """Bits a character of the best guess that knows the one before: `H = −Σ p(a, b) log2 p(b | a)`.
 
     Raises:
         ValueError: text has less than two characters.

@@ -39,7 +39,7 @@ def loan_sentences(gap: int, batch_size: int) -> Draw:
     comes ``gap + 13`` words later. "Last year" is one word here, so that both sentences are equally long.
 
     Criterion: the right verb on the 2000 most recent sentences; by chance one of two is right, a cross-entropy of
-    ln 2 = .693. The sentences are those of the slides; the gap and the criterion are ours.
+    `ln 2 = .693`. The sentences are those of the slides; the gap and the criterion are ours.
 
     Args:
         gap: adjectives put in, 0 or more.

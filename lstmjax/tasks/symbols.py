@@ -19,8 +19,8 @@ def copy_memory(lag: int, batch_size: int, *, copies: int = 10, symbols: int = 8
 
         input    s_1 … s_10,  lag − 1 blanks,  a bell,  10 blanks          target    lag + 10 blanks,  s_1 … s_10
 
-    with s ~ U{0, …, 7}, blank 8, bell 9. The baseline is a memory of nothing, which knows when to answer but not what:
-    10 ln 8/(lag + 20) nats a step, .1733 at lag 100, .0204 at 1000.
+    with `s ~ U{0, …, 7}`, blank 8, bell 9. The baseline is a memory of nothing, which knows when to answer but not
+    what: `10 ln 8/(lag + 20)` nats a step, .1733 at lag 100, .0204 at 1000.
 
     Criterion: cross-entropy below the baseline ("leaves the plateau"). Sources: Arjovsky et al. (2016); Bai et al.
     (2018), whose LSTM is at the baseline at 1000; Tallec & Ollivier (2018), who leave it at 500 with chrono.
@@ -125,11 +125,11 @@ def noisy_lag(lag: int, batch_size: int, *, distractors: int | None = None, most
 
         b,  x or y,  q + k distractors,  e   →   the same x or y        P(k) ∝ (9/10)ᵏ,  0 ≤ k ≤ most_extra
 
-    Distractors are columns 0 to p − 1; then e, b, x, y. The network must keep a bit for q + 1 steps or more.
+    Distractors are columns 0 to `p − 1`; then e, b, x, y. The network must keep a bit for `q + 1` steps or more.
 
     Criterion: every output within .2 of its target on 10,000 sequences in a row; the paper needs 30,000 at
-    q = p = 50, 31,000 at 100, 49,000 at 1000. By chance one of two is right. The paper's k has no bound; here it
-    has one, so that sizes are static, which changes the draw in one of (10/9)^(most_extra + 1) cases, 1 of 618.
+    `q = p = 50`, 31,000 at 100, 49,000 at 1000. By chance one of two is right. The paper's k has no bound; here it
+    has one, so that sizes are static, which changes the draw in one of `(10/9)^(most_extra + 1)` cases, 1 of 618.
 
     Args:
         lag: q, the least number of distractors, at least 1.

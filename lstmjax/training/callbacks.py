@@ -74,7 +74,7 @@ def make_evaluate(
     *,
     weight_fn: Callable[[Any], Any] = lambda batch: 1,
 ) -> Callable:
-    """Evaluation over a set of batches: of every metric m the mean Σ w·m / Σ w over batches, taken in float64.
+    """Evaluation over a set of batches: of every metric m the mean `Σ w·m / Σ w` over batches, taken in float64.
 
     Args:
         metric_fn: ``(params, batch) -> dict of scalars``, jittable.

@@ -1,7 +1,7 @@
 """Fingerprints of arrays: whether what was read is what was written, bit for bit.
 
-Storage checks little: a flipped bit inside a chunk is read back without a word. A fingerprint is a sum, modulo 2³², of
-the bits of every element mixed with its place. Sums of integers come out the same in any order, so it is made where
+Storage checks little: a flipped bit inside a chunk is read back without a word. A fingerprint is a sum, modulo `2³²`,
+of the bits of every element mixed with its place. Sums of integers come out the same in any order, so it is made where
 the array lies, on any number of devices, and stays the same on any other number. One changed word always changes it.
 """
 
@@ -16,7 +16,7 @@ from jaxtyping import Array
 
 
 def fingerprints(tree: Any) -> dict[str, int]:
-    """A number from 0 to 2³² − 1 for every leaf, by its path.
+    """A number from 0 to `2³² − 1` for every leaf, by its path.
 
     >>> a, b = fingerprints({"w": jnp.ones(3)}), fingerprints({"w": jnp.array([1.0, 1.0, 1.0000001])})
     >>> list(a), a == b

@@ -10,7 +10,7 @@ from lstmjax.cells.base import wide
 
 
 def global_norm(tree: Any) -> Array:
-    """‖tree‖₂ over all leaves, in float32 or wider.
+    """`‖tree‖₂` over all leaves, in float32 or wider.
 
     A norm squares: in float32 it would overflow from 1.8e19 and vanish below 1e-22, long before an exploding or
     vanishing gradient itself does. So the leaves are divided by the largest of their elements first.

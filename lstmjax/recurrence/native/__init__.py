@@ -98,7 +98,7 @@ def forward(
         fresh: the state that a reset restores; wanted where ``reset`` is given.
         valid: ``[T, B]`` bool, whether a step is taken; None: every step is.
         reset: ``[T, B]`` bool, whether ``fresh`` is restored before the step, be it taken or not; None: never.
-        reverse: whether to run from T − 1 to 0.
+        reverse: whether to run from `T − 1` to 0.
         states: whether the states are recorded and not the outputs.
         emit: whether the coefficients of the linear recurrence are put out.
 
@@ -191,7 +191,7 @@ def transposed(
 
 
 def weight_gradients(form: Form, x: Array, h_before: Array, dz: Array) -> tuple[Array, Array, Array]:
-    """The cotangents of ``w_x``, ``w_h`` and ``b``: xᵀ dz, h_beforeᵀ dz and Σ dz over steps and rows.
+    """The cotangents of ``w_x``, ``w_h`` and ``b``: `xᵀ dz`, `h_beforeᵀ dz` and `Σ dz` over steps and rows.
 
     Args:
         form: the form of the step.
@@ -212,7 +212,7 @@ def weight_gradients(form: Form, x: Array, h_before: Array, dz: Array) -> tuple[
 
 
 def functions(z: Array) -> tuple[Array, Array, Array, Array]:
-    """σ, σ', tanh and tanh' of any array, as the kernels compute them: for tests of their accuracy."""
+    """`σ`, `σ'`, `tanh` and `tanh'` of any array, as the kernels compute them: for tests of their accuracy."""
     shape = jax.ShapeDtypeStruct(z.shape, z.dtype)
     return tuple(_call("lstmjax_functions", (shape,) * 4)(z))
 
