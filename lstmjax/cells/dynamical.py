@@ -36,7 +36,7 @@ def leaky_rnn(
     w_h_init: Initializer = initializers.orthogonal(),
     b_init: Initializer = initializers.zeros,
 ) -> Cell:
-    """The leaky RNN, all of whose units forget at one rate, which is given: h' = (1 − α) h + α φ(x W_x + h W_h + b).
+    """The leaky RNN, all of whose units forget at one rate, which is given: `h' = (1 − α) h + α φ(x W_x + h W_h + b)`.
 
     With `α = dt/τ` it is an Euler step of `τ dh/dt = −h + φ(x W_x + h W_h + b)`.
 

@@ -36,7 +36,7 @@ def ind_rnn(
     w_h_init: Initializer | None = None,
     b_init: Initializer = initializers.zeros,
 ) -> Cell:
-    """The independently recurrent network: h' = φ(x W_x + w_h ∘ h + b).
+    """The independently recurrent network: `h' = φ(x W_x + w_h ∘ h + b)`.
 
     A unit's gradient over T steps is a power, `φ'^T w_h^T`, which a bound on ``w_h`` bounds. The paper draws from `U[0,
     1]` and keeps `abs(w_h) ≤ 2^(1/T)` while it trains. Where the last step alone is read, it draws the last layer's

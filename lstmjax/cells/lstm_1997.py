@@ -46,7 +46,7 @@ def lstm_1997(
     w_h_init: Initializer | None = None,
     b_init: Initializer = initializers.zeros,
 ) -> Cell:
-    """An LSTM cell of 1997: nothing is ever forgotten, and ∂c'/∂c along the cell state is 1.
+    """An LSTM cell of 1997: nothing is ever forgotten, and `∂c'/∂c` along the cell state is 1.
 
     ::
 

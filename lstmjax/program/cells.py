@@ -228,7 +228,7 @@ def _of_the_library(make: Callable, settings: dict[str, Any], words: str = "") -
     block = itertools.takewhile(lambda line: not line or line.startswith(" "), lines[begins + 1 :])
     equations = textwrap.dedent("\n".join(block)).strip("\n")
     plain = re.sub(r"(?::\w+:)?`+~?([^`]*)`+", r"\1", source)
-    about = f"{first} {words}".replace("``", "").strip()
+    about = f"{first} {words}".replace("`", "").strip()
     return Candidate(lambda hidden_size: make(hidden_size, **settings), about, equations, plain)
 
 
