@@ -1,15 +1,16 @@
 """The LSTM whose gates look at the cell state."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 from jaxtyping import Array
 
 from lstmjax import init as initializers
-from lstmjax.cells.base import Cell, Gated, Gates, Recurrence
+from lstmjax.cells.base import DENSE, Cell, Gated, Gates, Products, Recurrence
 from lstmjax.cells.build import forget_bias_init, gated_parts, make_cell
 from lstmjax.cells.lstm import LSTMState
 from lstmjax.checks import whole_number
-from lstmjax.gates import emit_hidden_state, pre_activation, sigmoid, tanh, update_cell_state
+from lstmjax.gates import emit_hidden_state, sigmoid, tanh, update_cell_state
 from lstmjax.typing import Initializer
 
 
@@ -29,9 +30,28 @@ class PeepholeLSTMParams(NamedTuple):
     p: Array
 
 
-def _pre(params: PeepholeLSTMParams, x: Array, h: Array) -> tuple[Array, Array]:
-    # A weight that works elementwise is one more gate.
-    return pre_activation(params.w_x, params.w_h, params.b, x, h), params.p
+# A weight that works elementwise is one more gate, which reads neither x nor h.
+def _pack(params: PeepholeLSTMParams) -> tuple[Any, Array]:
+    return DENSE.pack(params), params.p
+
+
+def _pre(weights: tuple[Any, Array], x: Array, h: Array) -> tuple[Array, Array]:
+    dense, p = weights
+    return DENSE.pre(dense, x, h), p
+
+
+def _from_x(weights: tuple[Any, Array], dx: Array) -> tuple[Array, Array]:
+    dense, p = weights
+    return DENSE.from_x(dense, dx), jnp.zeros_like(p)
+
+
+def _from_h(weights: tuple[Any, Array], dh: Array) -> tuple[Array, Array]:
+    dense, p = weights
+    return DENSE.from_h(dense, dh), jnp.zeros_like(p)
+
+
+PEEPHOLES = Products(_pre, _pack, _from_x, _from_h)
+"""z of :class:`PeepholeLSTMParams`: four gates, then the three peepholes."""
 
 
 def _gates(z: Gates, state: LSTMState) -> dict[str, Array]:
@@ -93,5 +113,5 @@ def peephole_lstm(
     """
     size = whole_number("hidden_size", hidden_size)
     parts = gated_parts(size, 4, w_x_init, w_h_init, forget_bias_init(forget_bias, b_init))
-    step = Recurrence(_pre, Gated(_gates, _update), keeps="forget")
+    step = Recurrence(PEEPHOLES, Gated(_gates, _update), keeps="forget")
     return make_cell(PeepholeLSTMParams, LSTMState, size, (*parts, ("p", p_init, (3 * size,))), step)

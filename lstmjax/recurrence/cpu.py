@@ -17,6 +17,7 @@ from lstmjax.cells.base import DENSE
 from lstmjax.cells.build import FIRST_BY_H
 from lstmjax.cells.gru import PRODUCTS, GRUParams, gru
 from lstmjax.cells.lstm import lstm
+from lstmjax.cells.peephole import PEEPHOLES
 from lstmjax.cells.rnn import rnn
 from lstmjax.gates import split_gates
 from lstmjax.recurrence import native
@@ -50,7 +51,7 @@ def _why_no_transpose(plan: Plan) -> str | None:
     step = plan.parts.step
     if not native.available():
         return native.why_not()
-    if step.pre not in (DENSE, FIRST_BY_H, PRODUCTS) or step.project is not None:
+    if step.pre not in (DENSE, FIRST_BY_H, PEEPHOLES, PRODUCTS) or step.project is not None:
         return "its products are not laid out as those of the kernels"
     if step.by_hand is not None and step.by_hand.tangent is not _BY_HAND.tangent:
         return "its linearisation is written by hand"
@@ -65,9 +66,10 @@ def _why_not_these(arguments: Any) -> str | None:
         return f"params, state and xs are of {names}, and the kernels take float32 or float64, the same for all"
     if not all(isinstance(n, int) for n in timeline.x.shape):
         return "a size is left open"
-    fields = [getattr(tree, "_fields", None) for tree in (params, start)]
-    if fields[0] not in (("w_x", "w_h", "b"), ("w_x", "w_h", "b", "b_n")) or fields[1] not in (("h",), ("c", "h")):
-        return "the kernels know the parameters w_x, w_h, b and b_n, and the states h, and c and h"
+    fields = [getattr(tree, "_fields", ()) for tree in (params, start)]
+    biases = {("b",), ("b", "b_n"), ("b", "p")}
+    if fields[0][:2] != ("w_x", "w_h") or fields[0][2:] not in biases or fields[1] not in {("h",), ("c", "h")}:
+        return "the kernels know the parameters w_x, w_h and b, with b_n or p, and the states h, and c and h"
     return None
 
 
@@ -160,9 +162,10 @@ def _form(plan: Plan, params: Params) -> native.Form:
     step = plan.parts.step
     if step.by_hand is not None:
         return native.LSTM
-    tail = int(step.pre == PRODUCTS)  # the candidate's part of h
     by_x, by_h = (w.shape[1] // len(params.w_h) for w in (params.w_x, params.w_h))
-    return native.Form(by_x + tail, by_h - tail, tail, plan.parts.pairs)
+    tail = int(step.pre == PRODUCTS)  # the candidate's part of h
+    peepholes = 3 if step.pre == PEEPHOLES else 0
+    return native.Form(by_x + tail + peepholes, by_x, by_h - tail, tail, plan.parts.pairs)
 
 
 def _apart(plan: Plan, gates: tuple[Array, ...], others: list[Array]) -> Any:
@@ -177,5 +180,5 @@ def _weights(params: Params) -> tuple[Array, Array, Array]:
 
 def _as_params(params: Params, found: tuple[Array, Array, Array]) -> Params:
     w_x, w_h, b = found
-    biases = b[: len(params.b)], b[len(params.b) :]  # the rest is b_n, or of gates that have no bias
+    biases = b[: len(params.b)], b[len(params.b) :]  # the rest is b_n or p, or of gates that have no bias
     return type(params)(w_x, w_h, *biases[: len(params) - 2])

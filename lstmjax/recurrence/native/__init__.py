@@ -27,23 +27,25 @@ class Form(NamedTuple):
 
     Attributes:
         gates: how many pre-activations a unit has.
-        head: how many of them read h, from the first on.
-        tail: how many more read h but not x, the last ones.
+        by_x: how many of them read x, from the first on.
+        head: how many read h, from the first on.
+        tail: how many more do, the last ones.
         pairs: the output and the input of each diagonal of its Jacobian, in the order of the inputs: the gates, then
             the arrays of the state.
         by_hand: whether they are the LSTM's six: of c' by i, f and g, of h' by o, of c' by c, of h' by c'.
     """
 
     gates: int
+    by_x: int
     head: int
     tail: int
     pairs: tuple[tuple[int, int], ...]
     by_hand: bool = False
 
 
-LSTM = Form(4, 4, 0, ((0, 0), (0, 1), (0, 2), (1, 3), (0, 4), (1, 0)), by_hand=True)
-GRU = Form(4, 2, 1, ((0, 0), (0, 1), (0, 2), (0, 3), (0, 4)))
-RNN = Form(1, 1, 0, ((0, 0),))
+LSTM = Form(4, 4, 4, 0, ((0, 0), (0, 1), (0, 2), (1, 3), (0, 4), (1, 0)), by_hand=True)
+GRU = Form(4, 3, 2, 1, ((0, 0), (0, 1), (0, 2), (0, 3), (0, 4)))
+RNN = Form(1, 1, 1, 0, ((0, 0),))
 FORMS = {"lstm": LSTM, "gru": GRU, "rnn": RNN, "relu": RNN}
 
 _TARGETS = ("lstmjax_forward", "lstmjax_transposed", "lstmjax_gradient", "lstmjax_functions")
@@ -200,15 +202,13 @@ def weight_gradients(form: Form, x: Array, h_before: Array, dz: Array) -> tuple[
         dz: ``[T, B, gates·H]``, of :func:`transposed`.
 
     Returns:
-        ``[I, (gates − tail)·H]``, ``[H, (head + tail)·H]`` and ``[gates·H]``.
+        ``[I, by_x·H]``, ``[H, (head + tail)·H]`` and ``[gates·H]``.
     """
     rows, hidden = x.shape[0] * x.shape[1], h_before.shape[-1]
-    shapes = [
-        (x.shape[-1], (form.gates - form.tail) * hidden), (hidden, (form.head + form.tail) * hidden), (dz.shape[-1],)
-    ]  # fmt: skip
+    shapes = [(x.shape[-1], form.by_x * hidden), (hidden, (form.head + form.tail) * hidden), (dz.shape[-1],)]
     flat = [a.reshape(rows, a.shape[-1]) for a in (x, h_before, dz)]
     call = _call("lstmjax_gradient", tuple(jax.ShapeDtypeStruct(shape, x.dtype) for shape in shapes))
-    return tuple(call(*flat, head=np.int64(form.head), tail=np.int64(form.tail)))
+    return tuple(call(*flat, by_x=np.int64(form.by_x), head=np.int64(form.head), tail=np.int64(form.tail)))
 
 
 def functions(z: Array) -> tuple[Array, Array, Array, Array]:

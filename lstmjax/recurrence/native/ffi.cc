@@ -271,14 +271,13 @@ ffi::Error RunBack(ffi::ThreadPool pool, Buffer w_h, Buffer d_h, Buffer d_c, Buf
 }
 
 ffi::Error RunGradient(ffi::ThreadPool pool, Buffer x, Buffer h, Buffer dz, Result d_w_x, Result d_w_h, Result d_b,
-                       Size head, Size tail) {
+                       Size gates_by_x, Size head, Size tail) {
   if (x.dimensions().size() != 2 || h.dimensions().size() != 2 || dz.dimensions().size() != 2) {
     return check(false, "wanted x [R, I], h [R, H] and dz [R, N]");
   }
   const Size rows = x.dimensions()[0], I = x.dimensions()[1], H = h.dimensions()[1];
-  const Size wide = dz.dimensions()[1], by_x = wide - tail * H, by_h = (head + tail) * H;
-  if (h.dimensions()[0] != rows || dz.dimensions()[0] != rows || by_x < 0 || head * H > wide ||
-      count(d_w_x) != I * by_x || count(d_w_h) != H * by_h || count(d_b) != wide) {
+  const Size wide = dz.dimensions()[1], by_x = gates_by_x * H, by_h = (head + tail) * H;
+  if (h.dimensions()[0] != rows || dz.dimensions()[0] != rows || by_x > wide || by_h > wide || count(d_w_x) != I * by_x || count(d_w_h) != H * by_h || count(d_b) != wide) {
     return check(false, "the shapes of the weights' gradients do not fit one another");
   }
   return by_dtype(x, [&](auto zero) -> ffi::Error {
@@ -289,7 +288,7 @@ ffi::Error RunGradient(ffi::ThreadPool pool, Buffer x, Buffer h, Buffer dz, Resu
     S* by = data<S>(d_w_h);
     const Gradient<S> products[3] = {{rows, I, by_x, I, wide, data<S>(x), z, data<S>(d_w_x), by_x},
                                      {rows, H, head * H, H, wide, data<S>(h), z, by, by_h},
-                                     {rows, H, tail * H, H, wide, data<S>(h), z + by_x, by + head * H, by_h}};
+                                     {rows, H, tail * H, H, wide, data<S>(h), z + (wide - tail * H), by + head * H, by_h}};
     const Gradient<S> sum = {rows, 1, wide, 0, wide, nullptr, z, data<S>(d_b), wide};
     // Each thread takes a stretch of columns of one product.
     threads.run(3 * threads.count() + 1, [&](Size part) {
@@ -383,6 +382,7 @@ LSTMJAX_HANDLER(lstmjax_gradient, lstmjax::RunGradient,
                     .Ret<xla::ffi::AnyBuffer>()  // d_w_x
                     .Ret<xla::ffi::AnyBuffer>()  // d_w_h
                     .Ret<xla::ffi::AnyBuffer>()  // d_b
+                    .Attr<int64_t>("by_x")
                     .Attr<int64_t>("head")
                     .Attr<int64_t>("tail"));
 

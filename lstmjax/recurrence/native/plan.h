@@ -31,7 +31,7 @@ struct Forward {
 };
 
 // How the products of a step are laid out, of any cell: so many pre-activations of a unit, the gates, of which the first
-// `head` and the last `tail` read h. A tail does not read x.
+// `head` and the last `tail` read h.
 struct Form {
   Size gates, head, tail;
 };
