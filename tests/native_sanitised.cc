@@ -42,17 +42,18 @@ void run(Size kind, Size T, Size B, Size I, Size H, bool reverse, bool states, b
     k.rows(f, first, rows, array(k.scratch(f, rows)));
   }
   if (!emit) return;
-  // The LSTM's by hand; the GRU's; and of another cell with as many gates as the RNN has, and c and h, all there can be.
+  // The LSTM's; the GRU's; and of another cell with as many gates as the RNN has, and c and h, all there can be.
   const bool gru = kind == kGru, two = !gru;
   std::vector<Diagonal<S>> diagonals;
   for (Size n = 0; lstm && n < 6; n++) {
-    diagonals.push_back(n < 4 ? Diagonal<S>{f.k + n * H, g * H, 0, 0} : Diagonal<S>{n < 5 ? f.k_state : f.k_c, H, 0, 0});
+    diagonals.push_back(n < 4 ? Diagonal<S>{f.k + n * H, g * H, n == 3, n}
+                              : n < 5 ? Diagonal<S>{f.k_state, H, 0, 4} : Diagonal<S>{f.k_c, H, 1, 6});
   }
   for (Size input = 0; !lstm && input <= g + two; input++) {
     for (Size output = 0; output <= two; output++) diagonals.push_back({array(all), H, output, input});
   }
-  Transposed<S> t = {{g, gru ? 2 : g, gru}, T, B, H, Size(diagonals.size()), reverse, states, two, lstm, diagonals.data(), f.w_h,
-                     f.h, two && states ? array(all) : nullptr, array(two ? B * H : 0), array(B * H), valid, reset,
+  Transposed<S> t = {{g, gru ? 2 : g, gru}, T, B, H, Size(diagonals.size()), reverse, states, two, diagonals.data(), f.w_h, f.h,
+                     two && states ? array(all) : nullptr, array(two ? B * H : 0), array(B * H), valid, reset,
                      array(g * all), array(two ? B * H : 0), array(B * H), array(two ? B * H : 0), array(B * H), nullptr};
   t.packed = array(k.back_packed(t));
   for (Size part = 0; part < k.back_pack_parts(t); part++) k.back_pack(t, part);

@@ -62,18 +62,6 @@ class Products(NamedTuple):
     from_h: Callable[[Any, Array], Any]
 
 
-class Linearisation(NamedTuple):
-    """The derivative of ``activate`` written by hand, where that is faster than the derived one.
-
-    Attributes:
-        linearise: ``(z, state) -> (state, coefficients)``.
-        tangent: ``(coefficients, dz, dstate) -> dstate``, linear in the last two, dz as one array for each gate.
-    """
-
-    linearise: Callable[[Gates, State], tuple[State, Any]]
-    tangent: Callable[[Any, Gates, State], State]
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Gated(Comparable):
     """An ``activate`` in two parts, for a cell that has gates: their values, and what these make of the state.
@@ -126,7 +114,6 @@ class Recurrence(Comparable):
             of an ``activate`` that is :class:`Gated`.
         keeps: the name of the gate that says how much of the state is kept.
         check: ``(params, state, x) -> None``, raises where they do not fit one another.
-        by_hand: the derivative of ``activate``; None: derived from it.
 
     >>> from lstmjax.gates import sigmoid
     >>> class Minimal(NamedTuple):
@@ -147,7 +134,6 @@ class Recurrence(Comparable):
     gates: Callable[[Gates, State], dict[str, Array]] | None = None
     keeps: str | None = None
     check: Callable[[Params, State, Any], None] | None = None
-    by_hand: Linearisation | None = None
 
     def __post_init__(self):
         """Takes the gates from where they are computed."""

@@ -3,12 +3,10 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
-from jax import jvp
 from jaxtyping import Array, Float
 
 from lstmjax import init as initializers
-from lstmjax.cells.base import DENSE, Cell, Gated, Gates, Linearisation, Recurrence
+from lstmjax.cells.base import DENSE, Cell, Gated, Gates, Recurrence
 from lstmjax.cells.build import check_activations, check_step, forget_bias_init, gated_parts, make_cell
 from lstmjax.checks import whole_number
 from lstmjax.functions import Partial
@@ -98,7 +96,6 @@ def recurrence(
     return Recurrence(
         DENSE, Gated(Partial(_gates, **of), Partial(from_gates, activation=activation)), project=project,
         keeps="forget", check=check or Partial(check_step, kind=LSTMParams, gates=4),
-        by_hand=Linearisation(Partial(_linearise, **of), _tangent),
     )  # fmt: skip
 
 
@@ -118,36 +115,6 @@ def from_gates(gates: dict[str, Array], z: Gates, state: LSTMState, activation: 
     del z
     c = update_cell_state(gates["forget"], state.c, gates["input"], gates["candidate"])
     return LSTMState(c, emit_hidden_state(gates["output"], c, activation))
-
-
-def _linearise(
-    z: Gates, state: LSTMState, *, gate_activation: Activation, activation: Activation
-) -> tuple[LSTMState, Any]:
-    """The new state, and the derivatives of c' by z and c, and of h' by z_o and c'.
-
-    ::
-
-        k = [i' g, f' c, g' i, o' tanh c'],   f,   o tanh'(c')
-
-    One diagonal less for each gate than the derived ones, which hold the way from z_i to h' as well.
-    """
-
-    def with_slope(function, v):
-        return jvp(function, (v,), (jnp.ones_like(v),))
-
-    (i, di), (f, df), (o, do) = (with_slope(gate_activation, z[n]) for n in (0, 1, 3))
-    g, dg = with_slope(activation, z[2])
-    c = update_cell_state(f, state.c, i, g)
-    out, d_out = with_slope(activation, c)
-    return LSTMState(c, o * out), ((di * g, df * state.c, dg * i, do * out), f, o * d_out)
-
-
-def _tangent(coefficients: Any, dz: Gates, d_state: LSTMState) -> LSTMState:
-    """dc' = f dc + k_i dz_i + k_f dz_f + k_g dz_g;   dh' = k_o dz_o + o tanh'(c') dc'."""
-    k, f, k_c = coefficients
-    by_i, by_f, by_g, by_o = (k_n * dz_n for k_n, dz_n in zip(k, dz, strict=True))
-    dc = f * d_state.c + (by_i + by_f + by_g)
-    return LSTMState(dc, by_o + k_c * dc)
 
 
 def lstm(

@@ -433,7 +433,7 @@ def _with_activate(step: Step, change: Callable[..., Any], masks: tuple[int, ...
     else:
         activate = Partial(_changed_activate, activate=step.activate, change=change, count=count)
     gates = None if step.gates is None else Partial(_values_beside, values=step.gates, count=count)
-    changes = {"activate": activate, "by_hand": None, "gates": gates}
+    changes = {"activate": activate, "gates": gates}
     if masks is None:
         return dataclasses.replace(step, **changes)
     check = None if step.check is None else Partial(_check_own, check=step.check)

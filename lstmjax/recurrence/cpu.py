@@ -27,7 +27,6 @@ from lstmjax.typing import Params, State
 
 # A step does not know how many units it has.
 KINDS = {lstm(1).step: "lstm", gru(1).step: "gru", rnn(1).step: "rnn", rnn(1, activation=jax.nn.relu).step: "relu"}
-_BY_HAND = lstm(1).step.by_hand
 
 
 def may_serve(plan: Plan) -> bool:
@@ -53,8 +52,6 @@ def _why_no_transpose(plan: Plan) -> str | None:
         return native.why_not()
     if step.pre not in (DENSE, FIRST_BY_H, PEEPHOLES, PRODUCTS) or step.project is not None:
         return "its products are not laid out as those of the kernels"
-    if step.by_hand is not None and step.by_hand.tangent is not _BY_HAND.tangent:
-        return "its linearisation is written by hand"
     return why_no_kernel(plan)
 
 
@@ -122,7 +119,7 @@ def _run(plan: Plan, arguments: Any, *, emit: bool) -> tuple[State, Any, Any]:
     recorded = recorded if plan.record is record_output else type(start)(*recorded)
     if emit:
         (by_gates, *others), h_before = emitted
-        emitted = _apart(plan, split_gates(by_gates, native.FORMS[kind].gates), others), h_before
+        emitted = [*split_gates(by_gates, native.FORMS[kind].gates), *others], h_before
     return type(start)(*final), recorded, emitted
 
 
@@ -134,7 +131,6 @@ def _transposed(plan: Plan, given: Any, out: Any, moving: Any) -> Any:
     states = plan.record is not record_output
     valid, reset = (one_axis(flags, axes, 1) for flags in (timeline.valid, timeline.reset))
     d_recorded = tuple(d_recorded) if states else d_recorded
-    coefficients = jax.tree.leaves(coefficients)
     if plan.parts.step in KINDS:  # as the kernels put them out: split and joined again, they are no copies to XLA
         by_gates = jnp.concatenate(coefficients[: form.gates], axis=-1)
         coefficients = [by_gates, *coefficients[form.gates :]]
@@ -160,17 +156,10 @@ def _transposed(plan: Plan, given: Any, out: Any, moving: Any) -> Any:
 
 def _form(plan: Plan, params: Params) -> native.Form:
     step = plan.parts.step
-    if step.by_hand is not None:
-        return native.LSTM
     by_x, by_h = (w.shape[1] // len(params.w_h) for w in (params.w_x, params.w_h))
     tail = int(step.pre == PRODUCTS)  # the candidate's part of h
     peepholes = 3 if step.pre == PEEPHOLES else 0
     return native.Form(by_x + tail + peepholes, by_x, by_h - tail, tail, plan.parts.pairs)
-
-
-def _apart(plan: Plan, gates: tuple[Array, ...], others: list[Array]) -> Any:
-    """Coefficients as the parts of a step have them: the LSTM's by hand, the others' derived."""
-    return (gates, *others) if plan.parts.step.by_hand is not None else [*gates, *others]
 
 
 def _weights(params: Params) -> tuple[Array, Array, Array]:

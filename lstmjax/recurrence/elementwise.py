@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
-from jax.extend.core import Literal
+from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 from jaxtyping import Array
 
 Function = Callable[[list[Array]], list[Array]]
@@ -73,6 +73,44 @@ def diagonals(function: Function, inputs: list[Any]) -> Pairs:
     return tuple(sorted(found, key=lambda pair: pair[::-1]))
 
 
+def in_order(function: Function, inputs: list[Any], outputs: list[Any]) -> Function:
+    """The function of its inputs and of its own outputs: each output reads those before it, where it is made of them.
+
+    An LSTM's h' is made of c' and o. So read it has two diagonals, and else one for each input of c', too.
+
+    Args:
+        function: from a list of arrays to a list of arrays.
+        inputs: arrays, or what has their shape and dtype.
+        outputs: the same.
+
+    Returns:
+        ``[*inputs, *outputs] -> outputs``.
+
+    >>> x = jax.ShapeDtypeStruct((3,), jnp.float32)
+    >>> def unit(v):
+    ...     c = v[0] * v[1]
+    ...     return [c, v[2] * jnp.tanh(c)]
+    >>> diagonals(unit, [x, x, x])
+    ((0, 0), (1, 0), (0, 1), (1, 1), (1, 2))
+    >>> diagonals(in_order(unit, [x, x, x], [x, x]), [x, x, x, x, x])  # c' is number 3
+    ((0, 0), (0, 1), (1, 2), (1, 3))
+    """
+    closed = jax.make_jaxpr(lambda inputs, outputs: function(inputs))(inputs, outputs)
+    jaxpr = closed.jaxpr
+    made_at = {v: at for at, eqn in enumerate(jaxpr.eqns) for v in eqn.outvars}
+    given, latest = {}, -1
+    for made, read in zip(jaxpr.outvars, jaxpr.invars[len(inputs) :], strict=True):
+        at = -1 if isinstance(made, Literal) else made_at.get(made, -1)
+        if at > latest:  # no output before it is made of it
+            given[made], latest = read, at
+    eqns = [
+        eqn.replace(invars=[atom if isinstance(atom, Literal) else given.get(atom, atom) for atom in eqn.invars])
+        for eqn in jaxpr.eqns
+    ]
+    ordered = jaxpr_as_fun(ClosedJaxpr(jaxpr.replace(eqns=eqns), closed.consts))
+    return lambda arrays: ordered(*arrays)
+
+
 def is_affine(function: Callable, moving: Any, fixed: Any, weights: Any) -> bool:
     """Whether the derivative of ``function(moving, fixed, weights)`` by the first depends on the weights alone.
 
@@ -126,14 +164,16 @@ def closes_over_tracers(closed: Any) -> bool:
 
 
 def linearise(function: Function, pairs: Pairs, inputs: list[Array]) -> tuple[list[Array], list[Array]]:
-    """The outputs, and the diagonals in the order of their pairs."""
-    outputs, columns = None, {}
+    """The outputs, and the diagonals of :func:`in_order`'s function in the order of their pairs."""
+    outputs = function(inputs)
+    ordered, arrays = in_order(function, inputs, outputs), [*inputs, *outputs]
+    columns = {}
     for n in sorted({i for _, i in pairs}):
         # The others stand still, and nothing is computed of them: a tangent of zeros would be multiplied through.
-        outputs, columns[n] = jax.jvp(
-            lambda v, n=n: function([*inputs[:n], v, *inputs[n + 1 :]]), (inputs[n],), (jnp.ones_like(inputs[n]),)
-        )
-    return function(inputs) if outputs is None else outputs, [columns[i][o] for o, i in pairs]
+        columns[n] = jax.jvp(
+            lambda v, n=n: ordered([*arrays[:n], v, *arrays[n + 1 :]]), (arrays[n],), (jnp.ones_like(arrays[n]),)
+        )[1]
+    return outputs, [columns[i][o] for o, i in pairs]
 
 
 def _reach(jaxpr: Any, sources: list[frozenset[int]], *, elementwise: bool = True) -> list[frozenset[int]]:

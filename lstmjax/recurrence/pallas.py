@@ -70,10 +70,9 @@ def why_not(plan: Plan, arguments: Any) -> str | None:
         return "the fields of its state are not all [*B, H], and z [*B, k·H]"
     one = jax.ShapeDtypeStruct(start.h.shape, working_dtype(start))
     inputs = (one,) * (width // start.h.shape[-1]), jax.tree.map(lambda _: one, start)
-    for function in (step.activate, *(() if step.by_hand is None else (step.by_hand.linearise,))):
-        shapes = {leaf.shape for leaf in jax.tree.leaves(jax.eval_shape(function, *inputs))}
-        if shapes != {one.shape} or not elementwise.is_the_same_everywhere(function, *inputs):
-            return "its activation is not the same for every unit and row, and the kernels take some at a time"
+    shapes = {leaf.shape for leaf in jax.tree.leaves(jax.eval_shape(step.activate, *inputs))}
+    if shapes != {one.shape} or not elementwise.is_the_same_everywhere(step.activate, *inputs):
+        return "its activation is not the same for every unit and row, and the kernels take some at a time"
     return None
 
 

@@ -31,22 +31,20 @@ class Parts(Comparable):
 
     Attributes:
         step: the step.
-        pairs: ``(output, input)`` of every diagonal; not looked at where the derivative is written by hand.
+        pairs: ``(output, input)`` of every diagonal. Inputs are the gates, the arrays of the state that ``activate`` is
+            given, and those of the new state, each of which those after it read: see :func:`elementwise.in_order`.
     """
 
     step: Recurrence
     pairs: elementwise.Pairs
 
-    def linearise(self, z: Array, state: State) -> tuple[State, Any]:
+    def linearise(self, z: Array, state: State) -> tuple[State, list[Array]]:
         """The new state, not yet projected, and the coefficients of :meth:`tangent`."""
         return self.linearise_gates(self.step.split(z, state), state)
 
     def linearise_gates(self, gates: Gates, state: State) -> tuple[State, Any]:
         """The same, of z as one array for each gate."""
-        working = self.step.working(state)
-        if self.step.by_hand is not None:
-            return self.step.by_hand.linearise(gates, working)
-        leaves, tree = jax.tree.flatten(working)
+        leaves, tree = jax.tree.flatten(self.step.working(state))
         function = _flat(self.step, tree, len(gates))
         new, diagonals = elementwise.linearise(function, self.pairs, [*gates, *leaves])
         # An array for each: joined, they would be computed number by number, each asking which diagonal it is of.
@@ -58,15 +56,18 @@ class Parts(Comparable):
 
     def tangent_of_gates(self, coefficients: Any, dz: Gates, d_state: State) -> State:
         """The same, of dz as one array for each gate."""
-        working = self.step.working(d_state)
-        if self.step.by_hand is not None:
-            return self.step.by_hand.tangent(coefficients, dz, working)
-        inputs = [*dz, *jax.tree.leaves(working)]
-        terms = [(o, diagonal * inputs[i]) for (o, i), diagonal in zip(self.pairs, coefficients, strict=True)]
+        inputs = [*dz, *jax.tree.leaves(self.step.working(d_state))]
         leaves, tree = jax.tree.flatten(d_state)
-        new = [[term for out, term in terms if out == o] for o in range(len(leaves))]
-        # A field that nothing reaches stays what it was made of: zero, as wide as the others.
-        return tree.unflatten([sum(of[1:], of[0]) if of else jnp.zeros_like(inputs[0]) for of in new])
+        new = []
+        for output in range(len(leaves)):
+            terms = [
+                diagonal * [*inputs, *new][i]
+                for (o, i), diagonal in zip(self.pairs, coefficients, strict=True)
+                if o == output
+            ]
+            # A field that nothing reaches stays what it was made of: zero, as wide as the others.
+            new.append(sum(terms[1:], terms[0]) if terms else jnp.zeros_like(inputs[0]))
+        return tree.unflatten(new)
 
     def z_by_x(self, weights: Any, xs: Any, h: Array) -> Array:
         """z without what h puts in, for all inputs ``[T, *B, I]`` at once; of h ``[*B, H]`` the shape matters."""
@@ -168,7 +169,10 @@ def take_apart(step: Any, params: Params, state: State, x: Any) -> Parts | str:
     leaves, tree = jax.tree.flatten(working)
     function = _flat(step, tree, len(z))
     try:
-        pairs = elementwise.diagonals(function, [*z, *leaves])
+        inputs = [*z, *leaves]
+        elementwise.diagonals(function, inputs)  # is it elementwise at all?
+        outputs = _shapes(function, inputs)
+        pairs = elementwise.diagonals(elementwise.in_order(function, inputs, outputs), [*inputs, *outputs])
     except elementwise.NotElementwiseError as error:
         return f"its activation has no derivative by diagonals: {error}"
     return Parts(step, pairs)

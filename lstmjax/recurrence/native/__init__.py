@@ -31,8 +31,7 @@ class Form(NamedTuple):
         head: how many read h, from the first on.
         tail: how many more do, the last ones.
         pairs: the output and the input of each diagonal of its Jacobian, in the order of the inputs: the gates, then
-            the arrays of the state.
-        by_hand: whether they are the LSTM's six: of c' by i, f and g, of h' by o, of c' by c, of h' by c'.
+            the arrays of the state, then the new c, which the new h may read.
     """
 
     gates: int
@@ -40,10 +39,9 @@ class Form(NamedTuple):
     head: int
     tail: int
     pairs: tuple[tuple[int, int], ...]
-    by_hand: bool = False
 
 
-LSTM = Form(4, 4, 4, 0, ((0, 0), (0, 1), (0, 2), (1, 3), (0, 4), (1, 0)), by_hand=True)
+LSTM = Form(4, 4, 4, 0, ((0, 0), (0, 1), (0, 2), (1, 3), (0, 4), (1, 6)))
 GRU = Form(4, 3, 2, 1, ((0, 0), (0, 1), (0, 2), (0, 3), (0, 4)))
 RNN = Form(1, 1, 1, 0, ((0, 0),))
 FORMS = {"lstm": LSTM, "gru": GRU, "rnn": RNN, "relu": RNN}
@@ -186,7 +184,7 @@ def transposed(
         input_output_aliases=over,
     )(
         *arrays, *coefficients, gates=np.int64(form.gates), head=np.int64(form.head), tail=np.int64(form.tail),
-        pairs=np.array(form.pairs, np.int64).ravel(), by_hand=form.by_hand, reverse=reverse, states=states, two=two,
+        pairs=np.array(form.pairs, np.int64).ravel(), reverse=reverse, states=states, two=two,
     )  # fmt: skip
     d_start, d_fresh = ((d_start_c, d_start_h), (d_fresh_c, d_fresh_h)) if two else ((d_start_h,), (d_fresh_h,))
     return dz, d_start, d_fresh if fresh else None

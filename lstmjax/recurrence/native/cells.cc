@@ -318,7 +318,7 @@ struct Back {
   static constexpr Size W = Simd<S>::width;
   const Transposed<S>& f;
   Size first, rows, padded, wide;
-  S *c = nullptr, *h[2] = {}, *zero = nullptr;
+  S *c = nullptr, *h[2] = {};
 
   Back(const Transposed<S>& f, Size first, Size rows, S* scratch) : f(f), first(first), rows(rows) {
     padded = 2 * W * up(f.hidden, 2 * W);
@@ -327,10 +327,9 @@ struct Back {
     c = scratch;
     h[0] = c + rows * padded;
     h[1] = h[0] + rows * padded;
-    zero = h[1] + rows * padded;
   }
 
-  Size scratch() const { return 3 * rows * padded + 2 * W; }
+  Size scratch() const { return 3 * rows * padded; }
   Size blocks() const { return padded / (2 * W); }
   Size depth() const { return (f.form.head + f.form.tail) * f.hidden; }
   Size packed() const { return blocks() * 2 * W * depth(); }
@@ -349,16 +348,12 @@ struct Back {
     const Size n = least(W, f.hidden - u), H = f.hidden;
     S* dz = f.dz + row * wide + u;
     const auto times = [&](const Diagonal<S>& k, Vec<S> d) { return load(k.at + row * k.row + u, n) * d; };
-    const Diagonal<S>* k = f.diagonals;
-    if (f.by_hand) {
-      const Vec<S> dc = load(c + local) + times(k[5], dh);
-      for (Size g = 0; g < 3; g++) store<S>(dz + g * H, times(k[g], dc), n);
-      store<S>(dz + 3 * H, times(k[3], dh), n);
-      store<S>(c + local, times(k[4], dc));
-      return;
+    const Diagonal<S> *k = f.diagonals, *end = k + f.count;
+    Vec<S> d[2] = {dh, dh};
+    if (f.two) {
+      d[0] = load(c + local);
+      if (k < end && end[-1].input > f.form.gates + 1) d[0] += times(*--end, dh);
     }
-    const Vec<S> d[2] = {f.two ? load(c + local) : dh, dh};
-    const Diagonal<S>* end = k + f.count;
     for (Size input = 0; input <= f.form.gates + f.two; input++) {
       Vec<S> sum{};
       for (; k < end && k->input == input; k++) sum += times(*k, d[k->output]);
@@ -438,10 +433,9 @@ struct Back {
     const Factor<S> head = {dz, wide, f.form.head * f.hidden}, tail = {last, wide, f.form.tail * f.hidden};
     const Size together = rows < kRows ? 4 : 1;
     for (Size block = 0; block < blocks(); block += together) {
-      const Place<const S> from =
-          f.by_hand ? Place<const S>{zero, 0, 0} : Place<const S>{h[0] + block * 2 * W, padded, 2 * W};
       multiply<S>(rows, least(together, blocks() - block), head, tail,
-                  {f.packed + block * 2 * W * depth(), 2 * W * depth()}, from, {h[1] + block * 2 * W, padded, 2 * W});
+                  {f.packed + block * 2 * W * depth(), 2 * W * depth()}, {h[0] + block * 2 * W, padded, 2 * W},
+                  {h[1] + block * 2 * W, padded, 2 * W});
     }
   }
 };

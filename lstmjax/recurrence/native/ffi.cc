@@ -231,7 +231,7 @@ ffi::Error Run(ffi::ThreadPool pool, Buffer x, Buffer w_x, Buffer w_h, Buffer b,
 ffi::Error RunBack(ffi::ThreadPool pool, Buffer w_h, Buffer d_h, Buffer d_c, Buffer d_final_c, Buffer d_final_h,
                    Buffer valid, Buffer reset, ffi::RemainingArgs coefficients, Result dz, Result d_start_c,
                    Result d_start_h, Result d_fresh_c, Result d_fresh_h, Size gates, Size head, Size tail,
-                   ffi::Span<const Size> pairs, bool by_hand, bool reverse, bool states, bool two) {
+                   ffi::Span<const Size> pairs, bool reverse, bool states, bool two) {
   const auto shape = d_h.dimensions();
   if (shape.size() != 3) return check(false, "wanted cotangents [T, B, H]");
   const Size T = shape[0], B = shape[1], H = shape[2], all = T * B * H;
@@ -252,17 +252,16 @@ ffi::Error RunBack(ffi::ThreadPool pool, Buffer w_h, Buffer d_h, Buffer d_c, Buf
       if (width % H || count(*some) != T * B * width) return check(false, "wanted coefficients [T, B, n * H]");
       for (Size at = 0; at < width; at += H) diagonals.push_back({data<S>(*some) + at, width, 0, 0});
     }
-    if (2 * diagonals.size() != pairs.size() || (by_hand && (diagonals.size() != 6 || gates != 4 || !two))) {
-      return check(false, "the coefficients are not as many as were said");
-    }
+    if (2 * diagonals.size() != pairs.size()) return check(false, "the coefficients are not as many as were said");
     for (size_t n = 0; n < diagonals.size(); n++) {
       const Size output = diagonals[n].output = pairs[2 * n], input = diagonals[n].input = pairs[2 * n + 1];
-      const bool in_order = by_hand || n == 0 || diagonals[n - 1].input <= input;
-      if (output < 0 || output > two || input < 0 || input > gates + two || !in_order) {
+      const bool last = two && n + 1 == diagonals.size() && output == 1 && input == gates + 2;
+      const bool in_order = n == 0 || diagonals[n - 1].input <= input;
+      if (output < 0 || output > two || input < 0 || (input > gates + two && !last) || !in_order) {
         return check(false, "wanted each coefficient of a state's array by an input, in the order of inputs");
       }
     }
-    transposed<S>(pool, {{gates, head, tail}, T, B, H, Size(diagonals.size()), reverse, states, two, by_hand,
+    transposed<S>(pool, {{gates, head, tail}, T, B, H, Size(diagonals.size()), reverse, states, two,
                          diagonals.data(), data<S>(w_h), data<S>(d_h), optional<S>(d_c), data<S>(d_final_c),
                          data<S>(d_final_h), optional<bool>(valid), optional<bool>(reset), data<S>(dz),
                          data<S>(d_start_c), data<S>(d_start_h), data<S>(d_fresh_c), data<S>(d_fresh_h), nullptr});
@@ -368,7 +367,6 @@ LSTMJAX_HANDLER(lstmjax_transposed, lstmjax::RunBack,
                     .Attr<int64_t>("head")
                     .Attr<int64_t>("tail")
                     .Attr<xla::ffi::Span<const int64_t>>("pairs")
-                    .Attr<bool>("by_hand")
                     .Attr<bool>("reverse")
                     .Attr<bool>("states")
                     .Attr<bool>("two"));

@@ -37,7 +37,7 @@ struct Form {
 };
 
 // A diagonal of the Jacobian of a step, [T * B, H], its rows this far apart: of one array of the new state by one input,
-// a gate or, after these, an array of the old state.
+// a gate or, after these, an array of the old state or, last of all, the new c, where the new h reads it.
 template <typename S>
 struct Diagonal {
   const S* at;
@@ -45,12 +45,12 @@ struct Diagonal {
 };
 
 // The transpose of the linear recurrence. The state is (c, h), where `two`, or h. The diagonals are in the order of their
-// inputs; or `by_hand` they are the LSTM's six: c' by the gates i, f and g, h' by o, c' by c, and h' by c'.
+// inputs.
 template <typename S>
 struct Transposed {
   Form form;
   Size steps, batch, hidden, count;
-  bool reverse, states, two, by_hand;
+  bool reverse, states, two;
   const Diagonal<S>* diagonals;
   const S *w_h, *d_h, *d_c, *d_final_c, *d_final_h;
   const bool *valid, *reset;
