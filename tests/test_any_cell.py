@@ -16,6 +16,7 @@ import lstmjax
 from lstmjax import Cell, Recurrence, unroll
 from lstmjax.gates import sigmoid
 from lstmjax.gradients import adjoint_norms, gate_values
+from lstmjax.recurrence import elementwise
 from lstmjax.recurrence.parts import Parts, take_apart
 from tests.cells import problem
 
@@ -78,6 +79,44 @@ def test_products_that_close_over_traced_values():
         return jnp.sum(unroll(cell, params, XS, implementation=implementation)[1] ** 2)
 
     np.testing.assert_allclose(jax.jit(jax.grad(loss))(0.7), jax.grad(lambda a: loss(a, "scan"))(0.7), rtol=1e-6)
+
+
+# A new state's array that another reads.
+
+
+@pytest.mark.parametrize(
+    ("function", "pairs"),
+    [
+        # c' is read; a second array made before it is not taken for one that reads it.
+        (lambda x, y, z: [x * y, z * jnp.tanh(x * y)], ((0, 0), (1, 0), (0, 1), (1, 1), (1, 2))),
+        (lambda x, y, z: through(x * y, lambda c: [c, z * jnp.tanh(c)]), ((0, 0), (0, 1), (1, 2), (1, 3))),
+        (lambda x, y, z: through(x * y, lambda h: [z * jnp.tanh(h), h]), ((0, 0), (1, 0), (0, 1), (1, 1), (0, 2))),
+        # Three in a row; twice the same; one that is an input; one that is a number.
+        (lambda x, y, z: through(x * y, lambda a: through(a + z, lambda b: [a, b, a * b])),
+         ((0, 0), (0, 1), (1, 2), (1, 3), (2, 3), (2, 4))),
+        (lambda x, y, z: through(jnp.exp(x), lambda a: [a, a]), ((0, 0), (1, 0))),
+        (lambda x, y, z: [x, jnp.sin(x) * y], ((0, 0), (1, 0), (1, 1))),
+        (lambda x, y, z: [jnp.ones(3), x * y * z], ((1, 0), (1, 1), (1, 2))),
+    ],
+)  # fmt: skip
+def test_diagonals_of_outputs_in_order(function, pairs):
+    x, y, z = inputs = [jnp.array([0.3, -1.2, 2.0]), jnp.array([1.5, 0.7, -0.4]), jnp.array([-0.9, 0.2, 1.1])]
+    of = lambda v: function(*v)  # noqa: E731
+    outputs = of(inputs)
+    assert elementwise.diagonals(elementwise.in_order(of, inputs, outputs), [*inputs, *outputs]) == pairs
+
+    new, diagonals = elementwise.linearise(of, pairs, inputs)
+    chex.assert_trees_all_equal(new, outputs)
+    tangents = [jnp.cos(v) for v in inputs]
+    for n in range(len(outputs)):
+        terms = [d * tangents[i] for (o, i), d in zip(pairs, diagonals, strict=True) if o == n]
+        tangents.append(sum(terms, jnp.zeros(3)))
+    want = jax.jvp(function, (x, y, z), tuple(tangents[:3]))[1]
+    chex.assert_trees_all_close(tangents[3:], want, rtol=1e-6)
+
+
+def through(value, function):
+    return function(value)
 
 
 # What is not elementwise.

@@ -83,6 +83,41 @@ def test_a_history(x64, name):
     same(*compiled(lambda *args: (gradient("native")(*args), gradient("scan")(*args)), params, xs, state), 1e-11)
 
 
+OTHERS = {
+    "lstm of relu": lstmjax.lstm(H, activation=jax.nn.relu),  # c and h, and h' reads c'
+    "janet": lstmjax.janet(H),  # h alone
+    "mgu": lstmjax.mgu(H),  # a candidate in two parts
+    "ran": lstmjax.ran(H),  # gates that do not read h, and have no bias
+    "peepholes": lstmjax.peephole_lstm(H),  # gates that read neither x nor h
+}
+
+
+@pytest.mark.parametrize("name", cases(OTHERS, slow=["janet", "mgu"]))
+def test_the_way_back_of_another_cell(x64, name):
+    cell = OTHERS[name]
+    params, xs, state = problem(cell, (T, B, I))
+
+    def gradient(implementation):
+        def loss(*args):
+            reverse = unroll(cell, *args, lengths=np.array([7, 3, 0]), reverse=True, implementation=implementation)
+            states = state_history(cell, *args, mask=MASK, resets=RESETS, implementation=implementation)
+            return sum(jnp.sin(leaf).sum() for leaf in jax.tree.leaves((reverse, states)))
+
+        return jax.grad(loss, argnums=(0, 1, 2))
+
+    same(*compiled(lambda *args: (gradient(None)(*args), gradient("scan")(*args)), params, xs, state), 1e-11)
+    program = text(gradient(None), params, xs, state)
+    assert program.count("@lstmjax_transposed") == 2
+    assert "@lstmjax_forward" not in program
+    assert KERNEL not in text(gradient("fused"), params, xs, state)
+
+
+@pytest.mark.parametrize("cell", [lstmjax.projected_lstm(H, 3), lstmjax.min_gru(H), lstmjax.ind_rnn(H)])
+def test_the_way_back_of_cells_with_other_products_is_not(cell):
+    params, xs, state = problem(cell, (T, B, I), dtype=jnp.float32)
+    assert KERNEL not in text(jax.grad(lambda p: unroll(cell, p, xs, state)[1].sum()), params)
+
+
 @pytest.mark.parametrize("batch", [(), (2, 3)])
 def test_any_batch_axes(x64, batch):
     cell = CELLS["lstm"]
