@@ -46,12 +46,21 @@ const Target& target() {
 }
 
 template <typename S>
-const Kernels<S>& kernels() {
+const Kernels<S>& of(const Target& target) {
   if constexpr (sizeof(S) == 4) {
-    return target().f32;
+    return target.f32;
   } else {
-    return target().f64;
+    return target.f64;
   }
+}
+
+// The kernels for so many units. Few of them fill half of a block of the longest vectors, and all of one of the next.
+template <typename S>
+const Kernels<S>& kernels(Size hidden) {
+#if defined(__x86_64__)
+  if (&target() == &target_avx512 && hidden <= Size(64 / sizeof(S))) return of<S>(target_avx2);
+#endif
+  return of<S>(target());
 }
 
 template <typename S>
@@ -157,7 +166,7 @@ S* optional(Result& buffer) {
 
 template <typename S>
 void forward(ffi::ThreadPool& pool, Forward<S> f) {
-  const Kernels<S>& k = kernels<S>();
+  const Kernels<S>& k = kernels<S>(f.hidden);
   const Size depth = f.inputs + f.hidden, wide = products(f.kind) * f.hidden;
   Threads threads(pool, f.steps * f.batch * depth * wide);
   const Size rows = f.at_once = rows_at_once(f.batch, threads.count());
@@ -173,7 +182,7 @@ void forward(ffi::ThreadPool& pool, Forward<S> f) {
 
 template <typename S>
 void transposed(ffi::ThreadPool& pool, Transposed<S> f) {
-  const Kernels<S>& k = kernels<S>();
+  const Kernels<S>& k = kernels<S>(f.hidden);
   Threads threads(pool, f.steps * f.batch * f.hidden * (f.form.head + f.form.tail) * f.hidden);
   Scratch<S> packed(k.back_packed(f));
   f.packed = packed.get();
@@ -281,7 +290,7 @@ ffi::Error RunGradient(ffi::ThreadPool pool, Buffer x, Buffer h, Buffer dz, Resu
   }
   return by_dtype(x, [&](auto zero) -> ffi::Error {
     using S = decltype(zero);
-    const Kernels<S>& kernel = kernels<S>();
+    const Kernels<S>& kernel = of<S>(target());
     Threads threads(pool, rows * wide * (I + H));
     const S* z = data<S>(dz);
     S* by = data<S>(d_w_h);
@@ -309,7 +318,7 @@ ffi::Error RunFunctions(Buffer z, Result sigmoid, Result sigmoid_slope, Result t
   }
   return by_dtype(z, [&](auto zero) -> ffi::Error {
     using S = decltype(zero);
-    kernels<S>().functions(count(z), data<S>(z), data<S>(sigmoid), data<S>(sigmoid_slope), data<S>(tanh),
+    of<S>(target()).functions(count(z), data<S>(z), data<S>(sigmoid), data<S>(sigmoid_slope), data<S>(tanh),
                            data<S>(tanh_slope));
     return ffi::Error::Success();
   });
