@@ -36,10 +36,15 @@ void run(Size kind, Size T, Size B, Size I, Size H, bool reverse, bool states, b
                   emit ? array(g * all) : nullptr, emit && g == 4 ? array(all) : nullptr,
                   emit && lstm ? array(all) : nullptr, emit ? array(all) : nullptr, nullptr};
   f.packed = array(k.packed(f));
-  for (Size part = 0; part < k.pack_parts(f); part++) k.pack(f, part);
+  for (Size block = 0; block < k.blocks(f); block++) k.pack(f, block);
   for (Size first = 0; first < B; first += at_once) {
     const Size rows = least(at_once, B - first);
-    k.rows(f, first, rows, array(k.scratch(f, rows)));
+    k.rows(f, first, rows, array(k.scratch(f, rows, 1)));
+  }
+  const Size parts = at_once < B ? 0 : least(3, k.blocks(f));  // all rows at once, and units in parts
+  S* shared = parts ? array(k.scratch(f, B, parts)) : nullptr;
+  for (Size round = 0; parts && round <= T; round++) {
+    for (Size part = 0; part < parts; part++) k.round(f, round, part, parts, shared);
   }
   if (!emit) return;
   // The LSTM's; the GRU's; and of another cell with as many gates as the RNN has, and c and h, all there can be.
@@ -56,10 +61,15 @@ void run(Size kind, Size T, Size B, Size I, Size H, bool reverse, bool states, b
                      two && states ? array(all) : nullptr, array(two ? B * H : 0), array(B * H), valid, reset,
                      array(g * all), array(two ? B * H : 0), array(B * H), array(two ? B * H : 0), array(B * H), nullptr};
   t.packed = array(k.back_packed(t));
-  for (Size part = 0; part < k.back_pack_parts(t); part++) k.back_pack(t, part);
+  for (Size block = 0; block < k.back_blocks(t); block++) k.back_pack(t, block);
   for (Size first = 0; first < B; first += at_once) {
     const Size rows = least(at_once, B - first);
     k.back_rows(t, first, rows, array(k.back_scratch(t, rows)));
+  }
+  const Size of_units = least(parts, k.back_blocks(t));
+  shared = parts ? array(k.back_scratch(t, B)) : nullptr;
+  for (Size round = 0; parts && round <= T; round++) {
+    for (Size part = 0; part < of_units; part++) k.back_round(t, round, part, of_units, shared);
   }
   for (const Gradient<S>& gradient : {Gradient<S>{T * B, I, p * H, I, g * H, f.x, t.dz, array(I * p * H), p * H},
                                       Gradient<S>{T * B, H, p * H, H, g * H, f.h, t.dz, array(H * p * H), p * H}}) {

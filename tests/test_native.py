@@ -188,3 +188,28 @@ def test_bits_depend_on_neither_the_batch_nor_how_it_is_split(kind):
     whole = run(slice(None))
     for rows in (slice(0, 1), slice(7, 9), slice(50, 53), slice(20, 25), slice(90, 97)):
         jax.tree.map(lambda a, b, rows=rows: np.testing.assert_array_equal(a[:, rows], b), whole, run(rows))
+
+
+@pytest.mark.parametrize("kind", native.KINDS)
+def test_bits_do_not_depend_on_whether_rows_or_units_are_split(kind):
+    """Of 64 rows some go to each thread; of one row, or of five, some units do, which meet again after every step."""
+    cell = cell_of(kind, 300)
+    params, xs, start = problem(cell, (12, 64, 9), dtype=jnp.float32)
+    rng = np.random.default_rng(0)
+    valid, reset = rng.random((12, 64)) < 0.8, rng.random((12, 64)) < 0.2
+    fresh = jax.tree.map(jnp.cos, start)
+
+    def run(rows):
+        first, again = (tuple(leaf[rows] for leaf in state) for state in (start, fresh))
+        flags = {"valid": valid[:, rows], "reset": reset[:, rows], "reverse": kind == "gru", "states": kind == "rnn"}
+        final, record, (coefficients, h) = native.forward(
+            kind, xs[:, rows], weights_of(params), first, fresh=again, emit=True, **flags
+        )
+        dz, *back = native.transposed(native.FORMS[kind], coefficients, params.w_h, record, final, **flags)
+        return jax.tree.map(np.asarray, ((record, coefficients, h, dz), (final, back)))
+
+    whole = run(slice(None))
+    for rows in (slice(0, 1), slice(7, 9), slice(50, 55)):
+        over_time, once = run(rows)
+        jax.tree.map(lambda a, b, rows=rows: np.testing.assert_array_equal(a[:, rows], b), whole[0], over_time)
+        jax.tree.map(lambda a, b, rows=rows: np.testing.assert_array_equal(a[rows], b), whole[1], once)

@@ -99,7 +99,8 @@ INLINE void activate(Rnn<relu, wide>, int sub, const Spot<S>& at) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Forward: some rows on their way through time.
+// Forward: some rows, and some or all blocks of their units, on their way through time. Of each step a round: then what
+// other parts have made of the same rows is there.
 
 // Where rows are few, some steps meet x together, ahead of the loop, and all panels of a block then meet h together.
 // Where they are many, x and h are taken in one product, panel by panel.
@@ -109,12 +110,18 @@ template <typename S, typename Cell>
 struct Walk {
   static constexpr Size W = Simd<S>::width, per_block = Cell::units * W, z_row = 2 * Cell::panels * W;
   const Forward<S>& f;
-  Size first, rows, blocks, padded, ahead, slot;  // ahead: how many steps meet x together; 0: each by itself
+  Size first, rows, parts, blocks, padded, ahead, slot;  // ahead: how many steps meet x together; 0: each by itself
+  Size from, to, lowest, highest;                        // its blocks, and their units
   S *c = nullptr, *h[2] = {}, *z = nullptr, *x = nullptr, *bias = nullptr;
 
-  Walk(const Forward<S>& f, Size first, Size rows, S* scratch) : f(f), first(first), rows(rows) {
+  Walk(const Forward<S>& f, Size first, Size rows, S* scratch, Size part = 0, Size parts = 1)
+      : f(f), first(first), rows(rows), parts(parts) {
     blocks = up(f.hidden, per_block);
     padded = blocks * per_block;
+    from = blocks * part / parts;
+    to = blocks * (part + 1) / parts;
+    lowest = from * per_block;
+    highest = least(to * per_block, f.hidden);
     ahead = f.at_once < kRows ? most(1, least(f.steps, kAheadRows / most(rows, 1))) : 0;
     slot = z_row * rows * most(ahead, 1);
     if (f.packed) bias = f.packed + blocks * block_size();
@@ -123,10 +130,11 @@ struct Walk {
     h[0] = c + rows * padded;
     h[1] = h[0] + rows * padded;
     z = h[1] + rows * padded;
-    x = z + slot * (ahead ? blocks : 1);
+    x = z + slot * (ahead ? blocks : parts);
+    if (!ahead) z += slot * part;
   }
 
-  Size scratch() const { return 3 * rows * padded + slot * (ahead ? blocks : 1) + ahead * rows * f.inputs; }
+  Size scratch() const { return 3 * rows * padded + slot * (ahead ? blocks : parts) + ahead * rows * f.inputs; }
 
   static constexpr bool by_x(int panel) { return panel < Cell::by_x; }
   static constexpr bool by_h(int panel) { return panel >= Cell::panels - Cell::by_h; }
@@ -166,23 +174,28 @@ struct Walk {
 
   Size time(Size step) const { return f.reverse ? f.steps - 1 - step : step; }
 
-  void copy_in(S* to, const S* from, Size row) const {
-    for (Size u = 0; u < f.hidden; u++) to[row * padded + u] = from[(first + row) * f.hidden + u];
+  void copy_in(S* into, const S* all, Size row) const {
+    for (Size u = lowest; u < highest; u++) into[row * padded + u] = all[(first + row) * f.hidden + u];
   }
 
-  void copy_out(S* to, const S* from, Size row) const {
-    for (Size u = 0; u < f.hidden; u++) to[(first + row) * f.hidden + u] = from[row * padded + u];
+  void copy_out(S* all, const S* out, Size row) const {
+    for (Size u = lowest; u < highest; u++) all[(first + row) * f.hidden + u] = out[row * padded + u];
   }
 
   void start() const {
-    for (Size i = 0; i < 3 * rows * padded; i++) c[i] = 0;
+    S* const states[] = {c, h[0], h[1]};
+    for (S* state : states) {
+      for (Size r = 0; r < rows; r++) {
+        for (Size u = lowest; u < to * per_block; u++) state[r * padded + u] = 0;
+      }
+    }
     for (Size r = 0; r < rows; r++) {
       if (f.kind == kLstm) copy_in(c, f.start_c, r);
       copy_in(h[0], f.start_h, r);
     }
   }
 
-  // What must be done before the units of a step: resets, the record of h, and x W_x for some steps.
+  // The state before a step: its reset, and the record of h.
   void begin(Size step) const {
     const Size t = time(step);
     S* old = h[step & 1];
@@ -193,16 +206,19 @@ struct Walk {
       }
       if (f.h_before) copy_out(f.h_before + t * f.batch * f.hidden, old, r);
     }
-    if (!ahead || step % ahead) return;
-    const Size count = least(ahead, f.steps - step), lowest = f.reverse ? time(step + count - 1) : t;
-    const S* all = f.x + (lowest * f.batch + first) * f.inputs;
+  }
+
+  // x W_x for the steps from this one on that meet it together.
+  void meet_x(Size step) const {
+    const Size count = least(ahead, f.steps - step), earliest = f.reverse ? time(step + count - 1) : time(step);
+    const S* all = f.x + (earliest * f.batch + first) * f.inputs;
     if (rows < f.batch) {  // those of these rows, without the others between
       for (Size s = 0; s < count; s++) {
         for (Size i = 0; i < rows * f.inputs; i++) x[s * rows * f.inputs + i] = all[s * f.batch * f.inputs + i];
       }
       all = x;
     }
-    for (Size block = 0; block < blocks; block++) {
+    for (Size block = from; block < to; block++) {
       multiply<S>(count * rows, Cell::by_x, {all, f.inputs, f.inputs}, {all, 0, 0},
                   {f.packed + block * block_size(), 2 * W * f.inputs}, {bias + block * z_row, 0, 2 * W},
                   {z + block * slot, z_row, 2 * W});
@@ -225,8 +241,8 @@ struct Walk {
       const Size begun = step - step % ahead, count = least(ahead, f.steps - begun);
       inside = f.reverse ? count - 1 - (step - begun) : step - begun;
     }
-    const S* panel = f.packed;
-    for (Size block = 0; block < blocks; block++) {
+    const S* panel = f.packed + from * block_size();
+    for (Size block = from; block < to; block++) {
       S* pre = z + (ahead ? block * slot : 0) + inside * rows * z_row;
       const Factor<S> none = {old, 0, 0}, from_h = {old, padded, f.hidden};
       if (ahead) {
@@ -285,29 +301,28 @@ struct Walk {
     }
   }
 
-  void run() const {
-    start();
-    for (Size step = 0; step < f.steps; step++) {
-      begin(step);
-      f.k ? units<true>(step) : units<false>(step);
+  // Round 0 makes the state before the first step, round n that after step n.
+  void round(Size n) const {
+    if (n == 0) {
+      start();
+    } else {
+      if (ahead && (n - 1) % ahead == 0) meet_x(n - 1);
+      f.k ? units<true>(n - 1) : units<false>(n - 1);
     }
-    finish();
+    n < f.steps ? begin(n) : finish();
   }
 };
 
 // Calls what was asked with the walk of the cell.
-template <typename S, typename Call>
-INLINE auto walk(const Forward<S>& f, Size first, Size rows, S* scratch, Call call) {
-  switch (f.kind) {
-    case kLstm: return call(Walk<S, Lstm>(f, first, rows, scratch));
-    case kGru: return call(Walk<S, Gru>(f, first, rows, scratch));
-    default: break;
-  }
+template <typename S, typename Call, typename... Where>
+INLINE auto walk(Call call, const Forward<S>& f, Where... where) {
   const bool few = f.at_once < kRows;
-  if (f.kind == kRelu) {
-    return few ? call(Walk<S, Rnn<true, 4>>(f, first, rows, scratch)) : call(Walk<S, Rnn<true, 1>>(f, first, rows, scratch));
+  switch (f.kind) {
+    case kLstm: return call(Walk<S, Lstm>(f, where...));
+    case kGru: return call(Walk<S, Gru>(f, where...));
+    case kRelu: return few ? call(Walk<S, Rnn<true, 4>>(f, where...)) : call(Walk<S, Rnn<true, 1>>(f, where...));
+    default: return few ? call(Walk<S, Rnn<false, 4>>(f, where...)) : call(Walk<S, Rnn<false, 1>>(f, where...));
   }
-  return few ? call(Walk<S, Rnn<false, 4>>(f, first, rows, scratch)) : call(Walk<S, Rnn<false, 1>>(f, first, rows, scratch));
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -317,12 +332,17 @@ template <typename S>
 struct Back {
   static constexpr Size W = Simd<S>::width;
   const Transposed<S>& f;
-  Size first, rows, padded, wide;
+  Size first, rows, padded, wide, from, to, lowest, highest;
   S *c = nullptr, *h[2] = {};
 
-  Back(const Transposed<S>& f, Size first, Size rows, S* scratch) : f(f), first(first), rows(rows) {
+  Back(const Transposed<S>& f, Size first, Size rows, S* scratch, Size part = 0, Size parts = 1)
+      : f(f), first(first), rows(rows) {
     padded = 2 * W * up(f.hidden, 2 * W);
     wide = f.form.gates * f.hidden;
+    from = blocks() * part / parts;
+    to = blocks() * (part + 1) / parts;
+    lowest = from * 2 * W;
+    highest = least(to * 2 * W, f.hidden);
     if (!scratch) return;  // sizes alone are asked for
     c = scratch;
     h[0] = c + rows * padded;
@@ -343,15 +363,17 @@ struct Back {
     }
   }
 
+  Size time(Size n) const { return f.reverse ? n : f.steps - 1 - n; }
+
   // From the cotangent of a row's new state, at u, to that of z and of the old state but for what goes through W_h.
-  INLINE void cell(Size row, Size local, Size u, Vec<S> dh) const {
+  INLINE void cell(Size row, Size u, Vec<S> dh, S* c, S* h) const {
     const Size n = least(W, f.hidden - u), H = f.hidden;
     S* dz = f.dz + row * wide + u;
     const auto times = [&](const Diagonal<S>& k, Vec<S> d) { return load(k.at + row * k.row + u, n) * d; };
     const Diagonal<S> *k = f.diagonals, *end = k + f.count;
     Vec<S> d[2] = {dh, dh};
     if (f.two) {
-      d[0] = load(c + local);
+      d[0] = load(c);
       if (k < end && end[-1].input > f.form.gates + 1) d[0] += times(*--end, dh);
     }
     for (Size input = 0; input <= f.form.gates + f.two; input++) {
@@ -360,15 +382,20 @@ struct Back {
       if (input < f.form.gates) {
         store<S>(dz + input * H, sum, n);
       } else {
-        store<S>((input < f.form.gates + f.two ? c : h[0]) + local, sum);
+        store<S>(input < f.form.gates + f.two ? c : h, sum);
       }
     }
   }
 
-  void run() {
-    for (Size i = 0; i < scratch(); i++) c[i] = 0;
+  void start() const {
+    S* const states[] = {c, h[0], h[1]};
+    for (S* state : states) {
+      for (Size r = 0; r < rows; r++) {
+        for (Size u = lowest; u < to * 2 * W; u++) state[r * padded + u] = 0;
+      }
+    }
     for (Size r = 0; r < rows; r++) {
-      for (Size u = 0; u < f.hidden; u++) {
+      for (Size u = lowest; u < highest; u++) {
         const Size at = (first + r) * f.hidden + u;
         if (f.two) c[r * padded + u] = f.d_final_c[at];
         h[0][r * padded + u] = f.d_final_h[at];
@@ -378,65 +405,73 @@ struct Back {
         }
       }
     }
-    for (Size step = f.steps - 1; step >= 0; step--) back(f.reverse ? f.steps - 1 - step : step);
+  }
+
+  // All of a step but the product.
+  void cells(Size n) const {
+    const Size t = time(n);
+    S* now = h[n & 1];
     for (Size r = 0; r < rows; r++) {
-      for (Size u = 0; u < f.hidden; u++) {
-        const Size at = (first + r) * f.hidden + u;
-        if (f.two) f.d_start_c[at] = c[r * padded + u];
-        f.d_start_h[at] = h[0][r * padded + u];
+      const Size row = t * f.batch + first + r;
+      const bool valid = !f.valid || f.valid[row];
+      for (Size u = lowest; u < highest; u += W) {
+        const Size some = least(W, f.hidden - u), at = row * f.hidden + u, local = r * padded + u;
+        Vec<S> dh = load(now + local);
+        if (valid || f.states) dh += load(f.d_h + at, some);
+        if (f.d_c) store<S>(c + local, load(c + local) + load(f.d_c + at, some));
+        if (valid) {
+          cell(row, u, dh, c + local, now + local);
+        } else {
+          for (Size g = 0; g < wide; g += f.hidden) store(f.dz + row * wide + g + u, Vec<S>{}, some);
+          store(now + local, dh);
+        }
       }
     }
   }
 
-  void back(Size t) {
-    for (Size r = 0; r < rows; r++) {
-      const Size row = t * f.batch + first + r;
-      const bool valid = !f.valid || f.valid[row];
-      for (Size u = 0; u < f.hidden; u += W) {
-        const Size n = least(W, f.hidden - u), at = row * f.hidden + u, local = r * padded + u;
-        Vec<S> dh = load(h[0] + local);
-        if (valid || f.states) dh += load(f.d_h + at, n);
-        if (f.d_c) store<S>(c + local, load(c + local) + load(f.d_c + at, n));
-        if (valid) {
-          cell(row, local, u, dh);
-        } else {
-          for (Size g = 0; g < wide; g += f.hidden) store(f.dz + row * wide + g + u, Vec<S>{}, n);
-          store(h[0] + local, dh);
-        }
-      }
+  // dh = dz W_hT; a way of its own that h has beside lies where h lay.
+  void product(Size n) const {
+    const Size t = time(n), together = rows < kRows ? 4 : 1;
+    const S *dz = f.dz + (t * f.batch + first) * wide, *last = dz + (f.form.gates - f.form.tail) * f.hidden;
+    S *now = h[n & 1], *before = h[1 - (n & 1)];
+    const Factor<S> head = {dz, wide, f.form.head * f.hidden}, tail = {last, wide, f.form.tail * f.hidden};
+    for (Size block = from; block < to; block += together) {
+      multiply<S>(rows, least(together, to - block), head, tail,
+                  {f.packed + block * 2 * W * depth(), 2 * W * depth()}, {now + block * 2 * W, padded, 2 * W},
+                  {before + block * 2 * W, padded, 2 * W});
     }
-    product(t);
     for (Size r = 0; r < rows; r++) {
       const Size row = t * f.batch + first + r;
       if (f.valid && !f.valid[row]) {  // not by a product with zeros: W_h may hold an infinity
-        for (Size u = 0; u < f.hidden; u++) h[1][r * padded + u] = h[0][r * padded + u];
+        for (Size u = lowest; u < highest; u++) before[r * padded + u] = now[r * padded + u];
       }
       if (f.reset && f.reset[row]) {
-        for (Size u = 0; u < f.hidden; u++) {
+        for (Size u = lowest; u < highest; u++) {
           const Size at = (first + r) * f.hidden + u, local = r * padded + u;
-          f.d_fresh_h[at] += h[1][local];
-          h[1][local] = 0;
+          f.d_fresh_h[at] += before[local];
+          before[local] = 0;
           if (!f.two) continue;
           f.d_fresh_c[at] += c[local];
           c[local] = 0;
         }
       }
     }
-    S* swapped = h[0];
-    h[0] = h[1];
-    h[1] = swapped;
   }
 
-  // dh = dz W_hT, to h[1]; a way of its own that h has beside lies in h[0].
-  void product(Size t) const {
-    const S *dz = f.dz + (t * f.batch + first) * wide, *last = dz + (f.form.gates - f.form.tail) * f.hidden;
-    const Factor<S> head = {dz, wide, f.form.head * f.hidden}, tail = {last, wide, f.form.tail * f.hidden};
-    const Size together = rows < kRows ? 4 : 1;
-    for (Size block = 0; block < blocks(); block += together) {
-      multiply<S>(rows, least(together, blocks() - block), head, tail,
-                  {f.packed + block * 2 * W * depth(), 2 * W * depth()}, {h[0] + block * 2 * W, padded, 2 * W},
-                  {h[1] + block * 2 * W, padded, 2 * W});
+  void finish() const {
+    for (Size r = 0; r < rows; r++) {
+      for (Size u = lowest; u < highest; u++) {
+        const Size at = (first + r) * f.hidden + u;
+        if (f.two) f.d_start_c[at] = c[r * padded + u];
+        f.d_start_h[at] = h[f.steps & 1][r * padded + u];
+      }
     }
+  }
+
+  // A product reads dz of all units, which other parts have made in the round before.
+  void round(Size n) const {
+    n == 0 ? start() : product(n - 1);
+    n < f.steps ? cells(n) : finish();
   }
 };
 
@@ -536,16 +571,27 @@ constexpr Kernels<S> kernels() {
   using T = const Transposed<S>&;
   using G = const Gradient<S>&;
   return {
-      [](F f) { return walk<S>(f, 0, 0, nullptr, [](auto w) { return w.packed(); }); },
-      [](F f) { return walk<S>(f, 0, 0, nullptr, [](auto w) { return w.blocks; }); },
-      [](F f, Size part) { walk<S>(f, 0, 0, nullptr, [=](auto w) { w.pack(part); }); },
-      [](F f, Size rows) { return walk<S>(f, 0, rows, nullptr, [](auto w) { return w.scratch(); }); },
-      [](F f, Size first, Size rows, S* s) { walk<S>(f, first, rows, s, [](auto w) { w.run(); }); },
+      [](F f) { return walk<S>([](auto w) { return w.packed(); }, f, Size(0), Size(0), nullptr); },
+      [](F f) { return walk<S>([](auto w) { return w.blocks; }, f, Size(0), Size(0), nullptr); },
+      [](F f, Size block) { walk<S>([=](auto w) { w.pack(block); }, f, Size(0), Size(0), nullptr); },
+      [](F f, Size rows, Size parts) {
+        return walk<S>([](auto w) { return w.scratch(); }, f, Size(0), rows, nullptr, Size(0), parts);
+      },
+      [](F f, Size first, Size rows, S* s) {
+        walk<S>([](auto w) { for (Size n = 0; n <= w.f.steps; n++) w.round(n); }, f, first, rows, s);
+      },
+      [](F f, Size round, Size part, Size parts, S* s) {
+        walk<S>([=](auto w) { w.round(round); }, f, Size(0), f.batch, s, part, parts);
+      },
       [](T f) { return Back<S>(f, 0, 0, nullptr).packed(); },
       [](T f) { return Back<S>(f, 0, 0, nullptr).blocks(); },
-      [](T f, Size part) { Back<S>(f, 0, 0, nullptr).pack(part); },
+      [](T f, Size block) { Back<S>(f, 0, 0, nullptr).pack(block); },
       [](T f, Size rows) { return Back<S>(f, 0, rows, nullptr).scratch(); },
-      [](T f, Size first, Size rows, S* s) { Back<S>(f, first, rows, s).run(); },
+      [](T f, Size first, Size rows, S* s) {
+        const Back<S> back(f, first, rows, s);
+        for (Size n = 0; n <= f.steps; n++) back.round(n);
+      },
+      [](T f, Size round, Size part, Size parts, S* s) { Back<S>(f, 0, f.batch, s, part, parts).round(round); },
       [](G g) { return up(g.columns, 2 * Simd<S>::width); },
       [](G g) { return kGradientRows * (2 * Simd<S>::width + up(g.depth, kRows) * kRows); },
       [](G g, Size from, Size to, S* s) { gradient<S>(g, from, to, s); },

@@ -77,34 +77,47 @@ class Scratch {
   S* data_;
 };
 
-// Work in parts that threads take one by one. A helper that the pool never starts takes none, and one that it starts late
-// finds none: whoever called works too, and waits for parts that were taken, never for a thread.
+// Work in rounds of parts, which threads take one by one. A helper that the pool never starts takes none, and one that it
+// starts late finds none: whoever called works too, and waits for parts that were taken, never for a thread.
 class Job {
  public:
-  Job(Size parts, std::function<void(Size)> work) : parts_(parts), work_(std::move(work)) {}
+  Job(Size rounds, Size parts, std::function<void(Size, Size)> work)
+      : rounds_(rounds), parts_(parts), work_(std::move(work)), taken_(parts) {}
 
-  void help() {
-    for (Size part; (part = next_.fetch_add(1)) < parts_;) {
-      work_(part);
-      if (done_.fetch_add(1) + 1 == parts_) {
-        std::lock_guard<std::mutex> lock(mutex_);
-        finished_.notify_all();
+  // A thread asks for the part of its own seat first: what that part reads is in its cache from the round before.
+  void help(Size seat) {
+    for (Size round = 0; round < rounds_; round++) {
+      for (Size n = 0; n < parts_; n++) {
+        const Size part = (seat + n) % parts_;
+        Size free = round;
+        if (!taken_[part].compare_exchange_strong(free, round + 1)) continue;
+        work_(round, part);
+        if (done_.fetch_add(1) + 1 == rounds_ * parts_) {
+          std::lock_guard<std::mutex> lock(mutex_);
+          finished_.notify_all();
+        }
+      }
+      if (round + 1 < rounds_) {
+        for (Size spins = 0; done_.load() < (round + 1) * parts_; spins++) {
+          if (spins > 2000) std::this_thread::yield();
+        }
       }
     }
   }
 
   void wait() {
     for (int spins = 0; spins < 2000; spins++) {
-      if (done_.load() == parts_) return;
+      if (done_.load() == rounds_ * parts_) return;
     }
     std::unique_lock<std::mutex> lock(mutex_);
-    finished_.wait(lock, [this] { return done_.load() == parts_; });
+    finished_.wait(lock, [this] { return done_.load() == rounds_ * parts_; });
   }
 
  private:
-  const Size parts_;
-  const std::function<void(Size)> work_;  // what it refers to lives until all parts are done
-  std::atomic<Size> next_{0}, done_{0};
+  const Size rounds_, parts_;
+  const std::function<void(Size, Size)> work_;  // what it refers to lives until all parts are done
+  std::vector<std::atomic<Size>> taken_;        // of each part, in how many rounds
+  std::atomic<Size> done_{0};
   std::mutex mutex_;
   std::condition_variable finished_;
 };
@@ -119,13 +132,19 @@ class Threads {
   Size count() const { return count_; }
 
   void run(Size parts, std::function<void(Size)> work) {
+    run(1, parts, [work = std::move(work)](Size, Size part) { work(part); });
+  }
+
+  void run(Size rounds, Size parts, std::function<void(Size, Size)> work) {
     if (count_ == 1 || parts <= 1) {
-      for (Size part = 0; part < parts; part++) work(part);
+      for (Size round = 0; round < rounds; round++) {
+        for (Size part = 0; part < parts; part++) work(round, part);
+      }
       return;
     }
-    auto job = std::make_shared<Job>(parts, std::move(work));
-    for (Size n = 1; n < std::min(count_, parts); n++) pool_.Schedule([job] { job->help(); });
-    job->help();
+    auto job = std::make_shared<Job>(rounds, parts, std::move(work));
+    for (Size n = 1; n < std::min(count_, parts); n++) pool_.Schedule([job, n] { job->help(n); });
+    job->help(0);
     job->wait();
   }
 
@@ -164,18 +183,33 @@ S* optional(Result& buffer) {
   return buffer->element_count() ? data<S>(buffer) : nullptr;
 }
 
+// Whether units are shared out and not rows: where a thread would have too few rows to be kept busy by the weights it
+// reads, and a step is long enough, so many multiplications, for threads to meet after it.
+bool by_units(Size batch, Size threads, Size products) {
+  constexpr Size kEnough = 4;
+  return threads > 1 && batch < kEnough * threads && products > (Size(1) << 17);
+}
+
 template <typename S>
 void forward(ffi::ThreadPool& pool, Forward<S> f) {
   const Kernels<S>& k = kernels<S>(f.hidden);
-  const Size depth = f.inputs + f.hidden, wide = products(f.kind) * f.hidden;
-  Threads threads(pool, f.steps * f.batch * depth * wide);
-  const Size rows = f.at_once = rows_at_once(f.batch, threads.count());
+  const Size step = f.batch * (f.inputs + f.hidden) * products(f.kind) * f.hidden;
+  Threads threads(pool, f.steps * step);
+  const Size rows = rows_at_once(f.batch, threads.count());
+  const bool units = by_units(f.batch, threads.count(), step);
+  f.at_once = units ? f.batch : rows;
   Scratch<S> packed(k.packed(f));
   f.packed = packed.get();
-  threads.run(k.pack_parts(f), [&](Size part) { k.pack(f, part); });
+  const Size blocks = k.blocks(f), parts = std::min(blocks, threads.count());
+  threads.run(blocks, [&](Size block) { k.pack(f, block); });
+  if (units) {
+    Scratch<S> scratch(k.scratch(f, f.batch, parts));
+    threads.run(f.steps + 1, parts, [&](Size round, Size part) { k.round(f, round, part, parts, scratch.get()); });
+    return;
+  }
   threads.run((f.batch + rows - 1) / rows, [&](Size part) {
     const Size first = part * rows, count = std::min(rows, f.batch - first);
-    Scratch<S> scratch(k.scratch(f, count));
+    Scratch<S> scratch(k.scratch(f, count, 1));
     k.rows(f, first, count, scratch.get());
   });
 }
@@ -183,11 +217,18 @@ void forward(ffi::ThreadPool& pool, Forward<S> f) {
 template <typename S>
 void transposed(ffi::ThreadPool& pool, Transposed<S> f) {
   const Kernels<S>& k = kernels<S>(f.hidden);
-  Threads threads(pool, f.steps * f.batch * f.hidden * (f.form.head + f.form.tail) * f.hidden);
+  const Size step = f.batch * f.hidden * (f.form.head + f.form.tail) * f.hidden;
+  Threads threads(pool, f.steps * step);
+  const Size rows = rows_at_once(f.batch, threads.count());
   Scratch<S> packed(k.back_packed(f));
   f.packed = packed.get();
-  threads.run(k.back_pack_parts(f), [&](Size part) { k.back_pack(f, part); });
-  const Size rows = rows_at_once(f.batch, threads.count());
+  const Size blocks = k.back_blocks(f), parts = std::min(blocks, threads.count());
+  threads.run(blocks, [&](Size block) { k.back_pack(f, block); });
+  if (by_units(f.batch, threads.count(), step)) {
+    Scratch<S> scratch(k.back_scratch(f, f.batch));
+    threads.run(f.steps + 1, parts, [&](Size round, Size part) { k.back_round(f, round, part, parts, scratch.get()); });
+    return;
+  }
   threads.run((f.batch + rows - 1) / rows, [&](Size part) {
     const Size first = part * rows, count = std::min(rows, f.batch - first);
     Scratch<S> scratch(k.back_scratch(f, count));

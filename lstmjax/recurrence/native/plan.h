@@ -67,20 +67,24 @@ struct Gradient {
   Size out_stride;
 };
 
-// The kernels of one instruction set. Sizes are in numbers, not bytes; scratch and packed are aligned to 64 bytes.
+// The kernels of one instruction set. `rows` takes some rows through all of time. `round` does a part of one of
+// steps + 1 rounds, of all rows but some blocks of units; the parts share their scratch, and a round may begin when all
+// parts of the last are done. Sizes are in numbers, not bytes; scratch and packed are aligned to 64 bytes.
 template <typename S>
 struct Kernels {
   Size (*packed)(const Forward<S>&);
-  Size (*pack_parts)(const Forward<S>&);
-  void (*pack)(const Forward<S>&, Size part);
-  Size (*scratch)(const Forward<S>&, Size rows);
+  Size (*blocks)(const Forward<S>&);
+  void (*pack)(const Forward<S>&, Size block);
+  Size (*scratch)(const Forward<S>&, Size rows, Size parts);
   void (*rows)(const Forward<S>&, Size first, Size rows, S* scratch);
+  void (*round)(const Forward<S>&, Size round, Size part, Size parts, S* scratch);
 
   Size (*back_packed)(const Transposed<S>&);
-  Size (*back_pack_parts)(const Transposed<S>&);
-  void (*back_pack)(const Transposed<S>&, Size part);
+  Size (*back_blocks)(const Transposed<S>&);
+  void (*back_pack)(const Transposed<S>&, Size block);
   Size (*back_scratch)(const Transposed<S>&, Size rows);
   void (*back_rows)(const Transposed<S>&, Size first, Size rows, S* scratch);
+  void (*back_round)(const Transposed<S>&, Size round, Size part, Size parts, S* scratch);
 
   Size (*gradient_parts)(const Gradient<S>&);
   Size (*gradient_scratch)(const Gradient<S>&);
