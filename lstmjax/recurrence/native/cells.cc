@@ -44,8 +44,11 @@ template <bool emit, typename S>
 INLINE void activate(Lstm, int sub, const Spot<S>& at) {
   constexpr Size W = Simd<S>::width;
   const S* z = at.z + 4 * sub * W;
-  const Gate<S> i = sigmoid<S>(load(z)), f = sigmoid<S>(load(z + W));
-  const Gate<S> g = hyperbolic<S>(load(z + 2 * W)), o = sigmoid<S>(load(z + 3 * W));
+  const Vec<S> z_i = load(z), z_f = load(z + W), z_g = load(z + 2 * W), z_o = load(z + 3 * W);
+  const Exponentials<S, 4> of({sigmoid_exponent<S>(z_i), sigmoid_exponent<S>(z_f), hyperbolic_exponent<S>(z_g),
+                               sigmoid_exponent<S>(z_o)});
+  const Gate<S> i = sigmoid<S>(z_i, of.exp[0]), f = sigmoid<S>(z_f, of.exp[1]);
+  const Gate<S> g = hyperbolic<S>(z_g, of.exp[2], of.less_one[2]), o = sigmoid<S>(z_o, of.exp[3]);
   const Vec<S> before = load(at.c), c = f.value * before + i.value * g.value;
   const Gate<S> out = hyperbolic<S>(c);
   const Vec<S> h = o.value * out.value;
@@ -109,7 +112,7 @@ constexpr Size kAheadRows = 48;
 template <typename S, typename Cell>
 struct Walk {
   static constexpr Size W = Simd<S>::width, per_block = Cell::units * W, z_row = 2 * Cell::panels * W;
-  const Forward<S>& f;
+  const Forward<S> f;
   Size first, rows, parts, blocks, padded, ahead, slot;  // ahead: how many steps meet x together; 0: each by itself
   Size from, to, lowest, highest;                        // its blocks, and their units
   S *c = nullptr, *h[2] = {}, *z = nullptr, *x = nullptr, *bias = nullptr;
@@ -234,6 +237,7 @@ struct Walk {
 
   template <bool emit>
   void units(Size step) const {
+    const Walk here = *this;  // for registers: what `this` points to might be changed by any store
     const Size t = time(step);
     const S* old = h[step & 1];
     Size inside = 0;  // the step's place among those that met x together
@@ -259,7 +263,7 @@ struct Walk {
           panel += 2 * W * depth(p);
         }
       }
-      for (Size r = 0; r < rows; r++) cell<emit>(t, step, r, block, pre + r * z_row);
+      for (Size r = 0; r < rows; r++) here.template cell<emit>(t, step, r, block, pre + r * z_row);
     }
   }
 

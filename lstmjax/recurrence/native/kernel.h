@@ -81,10 +81,10 @@ INLINE Size up(Size a, Size b) { return (a + b - 1) / b; }
 template <typename S>
 struct Exponential;
 
-// Minimax in the relative error of p: e^r - 1 = r + r^2 (q0 + q1 r + ...), to 3e-10 and 2e-17.
+// Below the least y, n is -bias, and 2^n is 0 in the bits below. Minimax in the relative error of p: e^r - 1 = r + r^2 (q0 + q1 r + ...), to 3e-10 and 2e-17.
 template <>
 struct Exponential<float> {
-  static constexpr float least = -104, per_log2 = 1.44269504f, high = 0.69140625f, low = 0.00174093056f;
+  static constexpr float least = -88.0296919f, per_log2 = 1.44269504f, high = 0.69140625f, low = 0.00174093056f;
   static constexpr float round = 0x1.8p23f;  // added and taken away, it leaves a whole number
   static constexpr int exponent = 23, bias = 127, terms = 6;
   static constexpr float q[terms] = {0.5000000042f, 0.16666666811f, 0.04166636653f,
@@ -93,7 +93,7 @@ struct Exponential<float> {
 
 template <>
 struct Exponential<double> {
-  static constexpr double least = -745, per_log2 = 1.4426950408889634074;
+  static constexpr double least = -709.08956571282405, per_log2 = 1.4426950408889634074;
   static constexpr double high = 0.6931471803691238164901733, low = 1.9082149292705878161e-10;
   static constexpr double round = 0x1.8p52;
   static constexpr int exponent = 52, bias = 1023, terms = 10;
@@ -103,29 +103,42 @@ struct Exponential<double> {
       2.7625545414661395579e-7, 2.5113942953407914605e-8};
 };
 
-// e^y and e^y - 1 for y <= 0; 0 and -1 where e^y is below the least normal number.
-template <typename S>
-INLINE void exponential(Vec<S> y, Vec<S>& exp, Vec<S>& less_one) {
-  using E = Exponential<S>;
-  using Mask = typename Simd<S>::Mask;
-  y = y < E::least ? fill<S>(E::least) : y;
-  Vec<S> shifted = y * E::per_log2 + E::round;
-  Vec<S> n = shifted - E::round;
-  n = n < S(-E::bias) ? fill<S>(-E::bias) : n;  // 2^n is then 0, in the bits below too
-  Vec<S> r = (y - n * E::high) - n * E::low;
-  Vec<S> q = fill<S>(E::q[E::terms - 1]);
+// e^y and e^y - 1 for some y <= 0; 0 and -1 where e^y is below the least normal number. They go side by side, each
+// constant read once for all.
+template <typename S, int N>
+struct Exponentials {
+  Vec<S> exp[N], less_one[N];
+
+  INLINE explicit Exponentials(const Vec<S> (&of)[N]) {
+    using E = Exponential<S>;
+    using Mask = typename Simd<S>::Mask;
+    Vec<S> n[N], r[N], q[N], p[N];
+#pragma GCC unroll 4
+    for (int i = 0; i < N; i++) {
+      const Vec<S> y = of[i] < E::least ? fill<S>(E::least) : of[i];
+      n[i] = (y * E::per_log2 + E::round) - E::round;
+      r[i] = (y - n[i] * E::high) - n[i] * E::low;
+      q[i] = fill<S>(E::q[E::terms - 1]);
+    }
 #pragma GCC unroll 16
-  for (int i = E::terms - 2; i >= 0; i--) q = q * r + E::q[i];
-  Vec<S> p = r + (r * r) * q;
-  Vec<S> whole = n + E::round;
-  Mask bits;
-  __builtin_memcpy(&bits, &whole, sizeof bits);
-  bits = (bits + typename Simd<S>::Bits(E::bias)) << E::exponent;
-  Vec<S> scale;
-  __builtin_memcpy(&scale, &bits, sizeof scale);
-  exp = scale + scale * p;
-  less_one = (scale - S(1)) + scale * p;
-}
+    for (int term = E::terms - 2; term >= 0; term--) {
+#pragma GCC unroll 4
+      for (int i = 0; i < N; i++) q[i] = q[i] * r[i] + E::q[term];
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < N; i++) {
+      p[i] = r[i] + (r[i] * r[i]) * q[i];
+      const Vec<S> whole = n[i] + E::round;
+      Mask bits;
+      __builtin_memcpy(&bits, &whole, sizeof bits);
+      bits = (bits + typename Simd<S>::Bits(E::bias)) << E::exponent;
+      Vec<S> scale;
+      __builtin_memcpy(&scale, &bits, sizeof scale);
+      exp[i] = scale + scale * p[i];
+      less_one[i] = (scale - S(1)) + scale * p[i];
+    }
+  }
+};
 
 template <typename S>
 INLINE Vec<S> magnitude(Vec<S> z) {
@@ -151,23 +164,41 @@ struct Gate {
   Vec<S> value, other, slope;  // of sigma, `other` is sigma(-z)
 };
 
+// What sigma(z) and tanh(z) are made of: -|z| and -2|z|.
+template <typename S>
+INLINE Vec<S> sigmoid_exponent(Vec<S> z) {
+  return with_sign_of<S>(z, fill<S>(-1));
+}
+
+template <typename S>
+INLINE Vec<S> hyperbolic_exponent(Vec<S> z) {
+  return S(-2) * magnitude<S>(z);
+}
+
 // sigma(z), sigma(-z) and sigma'(z) = sigma(z) sigma(-z), with one exponential and one division.
 template <typename S>
+INLINE Gate<S> sigmoid(Vec<S> z, Vec<S> e) {
+  const Vec<S> large = S(1) / (S(1) + e), small = e * large;
+  const auto negative = z < S(0);
+  return {negative ? small : large, negative ? large : small, large * small};
+}
+
+template <typename S>
 INLINE Gate<S> sigmoid(Vec<S> z) {
-  Vec<S> e, unused;
-  exponential<S>(-magnitude<S>(z), e, unused);
-  Vec<S> large = S(1) / (S(1) + e), small = e * large;
-  auto positive = z >= S(0);
-  return {positive ? large : small, positive ? small : large, large * small};
+  return sigmoid<S>(z, Exponentials<S, 1>({sigmoid_exponent<S>(z)}).exp[0]);
 }
 
 // tanh(z) = (1 - e) / (1 + e) and tanh'(z) = 4 e / (1 + e)^2, where e = e^(-2|z|).
 template <typename S>
-INLINE Gate<S> hyperbolic(Vec<S> z) {
-  Vec<S> e, less_one;
-  exponential<S>(S(-2) * magnitude<S>(z), e, less_one);
+INLINE Gate<S> hyperbolic(Vec<S> z, Vec<S> e, Vec<S> less_one) {
   Vec<S> over = S(1) / (S(2) + less_one);
   return {with_sign_of<S>((S(0) - less_one) * over, z), Vec<S>{}, S(4) * ((e * over) * over)};
+}
+
+template <typename S>
+INLINE Gate<S> hyperbolic(Vec<S> z) {
+  const Exponentials<S, 1> of({hyperbolic_exponent<S>(z)});
+  return hyperbolic<S>(z, of.exp[0], of.less_one[0]);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
