@@ -52,6 +52,8 @@ def _why_no_transpose(plan: Plan) -> str | None:
         return native.why_not()
     if step.pre not in (DENSE, FIRST_BY_H, PEEPHOLES, PRODUCTS) or step.project is not None:
         return "its products are not laid out as those of the kernels"
+    if len(plan.parts.pairs) > native.MOST_PAIRS:
+        return f"the kernels take up to {native.MOST_PAIRS} diagonals"
     return why_no_kernel(plan)
 
 

@@ -46,6 +46,9 @@ GRU = Form(4, 3, 2, 1, ((0, 0), (0, 1), (0, 2), (0, 3), (0, 4)))
 RNN = Form(1, 1, 1, 0, ((0, 0),))
 FORMS = {"lstm": LSTM, "gru": GRU, "rnn": RNN, "relu": RNN}
 
+MOST_PAIRS = 32
+"""Of how many diagonals :func:`transposed` knows what to do."""
+
 _TARGETS = ("lstmjax_forward", "lstmjax_transposed", "lstmjax_gradient", "lstmjax_functions")
 
 

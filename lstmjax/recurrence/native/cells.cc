@@ -335,8 +335,9 @@ INLINE auto walk(Call call, const Forward<S>& f, Where... where) {
 template <typename S>
 struct Back {
   static constexpr Size W = Simd<S>::width;
-  const Transposed<S>& f;
+  const Transposed<S> f;
   Size first, rows, padded, wide, from, to, lowest, highest;
+  bool lstm;
   S *c = nullptr, *h[2] = {};
 
   Back(const Transposed<S>& f, Size first, Size rows, S* scratch, Size part = 0, Size parts = 1)
@@ -347,6 +348,11 @@ struct Back {
     to = blocks() * (part + 1) / parts;
     lowest = from * 2 * W;
     highest = least(to * 2 * W, f.hidden);
+    constexpr Size of_lstm[6][2] = {{0, 0}, {0, 1}, {0, 2}, {1, 3}, {0, 4}, {1, 6}};
+    lstm = f.two && f.form.gates == 4 && f.count == 6;
+    for (Size p = 0; lstm && p < 6; p++) {
+      lstm = f.diagonals[p].output == of_lstm[p][0] && f.diagonals[p].input == of_lstm[p][1];
+    }
     if (!scratch) return;  // sizes alone are asked for
     c = scratch;
     h[0] = c + rows * padded;
@@ -369,25 +375,30 @@ struct Back {
 
   Size time(Size n) const { return f.reverse ? n : f.steps - 1 - n; }
 
-  // From the cotangent of a row's new state, at u, to that of z and of the old state but for what goes through W_h.
-  INLINE void cell(Size row, Size u, Vec<S> dh, S* c, S* h) const {
-    const Size n = least(W, f.hidden - u), H = f.hidden;
-    S* dz = f.dz + row * wide + u;
-    const auto times = [&](const Diagonal<S>& k, Vec<S> d) { return load(k.at + row * k.row + u, n) * d; };
-    const Diagonal<S> *k = f.diagonals, *end = k + f.count;
+  // From the cotangents of the new state, at u of a row, to those of z and of the old state but for what goes through W_h.
+  // `at`: where the row's diagonals are. The cotangent of c is read at c; those of the old state go to c and h.
+  INLINE void cell(const S* const* at, S* dz, Size u, Vec<S> dh, S* c, S* h) const {
+    const Size n = least(W, f.hidden - u), H = f.hidden, gates = f.form.gates;
+    const Diagonal<S>* k = f.diagonals;
+    const auto times = [&](Size p, Vec<S> d) { return load(at[p] + u, n) * d; };
+    if (lstm) {
+      const Vec<S> dc = load(c) + times(5, dh);
+      for (Size g = 0; g < 3; g++) store<S>(dz + u + g * H, times(g, dc), n);
+      store<S>(dz + u + 3 * H, times(3, dh), n);
+      store<S>(c, times(4, dc));
+      store(h, Vec<S>{});
+      return;
+    }
+    Size count = f.count;
     Vec<S> d[2] = {dh, dh};
     if (f.two) {
       d[0] = load(c);
-      if (k < end && end[-1].input > f.form.gates + 1) d[0] += times(*--end, dh);
+      if (count > 0 && k[count - 1].input > gates + 1) d[0] += times(--count, dh);
     }
-    for (Size input = 0; input <= f.form.gates + f.two; input++) {
+    for (Size input = 0, p = 0; input <= gates + f.two; input++) {
       Vec<S> sum{};
-      for (; k < end && k->input == input; k++) sum += times(*k, d[k->output]);
-      if (input < f.form.gates) {
-        store<S>(dz + input * H, sum, n);
-      } else {
-        store<S>(input < f.form.gates + f.two ? c : h, sum);
-      }
+      for (; p < count && k[p].input == input; p++) sum += times(p, d[k[p].output]);
+      input < gates ? store<S>(dz + u + input * H, sum, n) : store<S>(input < gates + f.two ? c : h, sum);
     }
   }
 
@@ -413,22 +424,26 @@ struct Back {
 
   // All of a step but the product.
   void cells(Size n) const {
-    const Size t = time(n);
-    S* now = h[n & 1];
-    for (Size r = 0; r < rows; r++) {
-      const Size row = t * f.batch + first + r;
-      const bool valid = !f.valid || f.valid[row];
-      for (Size u = lowest; u < highest; u += W) {
-        const Size some = least(W, f.hidden - u), at = row * f.hidden + u, local = r * padded + u;
-        Vec<S> dh = load(now + local);
-        if (valid || f.states) dh += load(f.d_h + at, some);
-        if (f.d_c) store<S>(c + local, load(c + local) + load(f.d_c + at, some));
-        if (valid) {
-          cell(row, u, dh, c + local, now + local);
-        } else {
-          for (Size g = 0; g < wide; g += f.hidden) store(f.dz + row * wide + g + u, Vec<S>{}, some);
-          store(now + local, dh);
-        }
+    const Back here = *this;  // for registers, as in Walk
+    for (Size r = 0; r < rows; r++) here.cells_of_row(time(n), r, h[n & 1]);
+  }
+
+  INLINE void cells_of_row(Size t, Size r, S* now) const {
+    const Size row = t * f.batch + first + r;
+    const bool valid = !f.valid || f.valid[row];
+    S* dz = f.dz + row * wide;
+    const S* at[kDiagonals];
+    for (Size p = 0; p < f.count; p++) at[p] = f.diagonals[p].at + row * f.diagonals[p].row;
+    for (Size u = lowest; u < highest; u += W) {
+      const Size n = least(W, f.hidden - u), local = r * padded + u;
+      Vec<S> dh = load(now + local);
+      if (valid || f.states) dh += load(f.d_h + row * f.hidden + u, n);
+      if (f.d_c) store<S>(c + local, load(c + local) + load(f.d_c + row * f.hidden + u, n));
+      if (valid) {
+        cell(at, dz, u, dh, c + local, now + local);
+      } else {
+        for (Size g = 0; g < wide; g += f.hidden) store(dz + g + u, Vec<S>{}, n);
+        store(now + local, dh);
       }
     }
   }

@@ -302,6 +302,7 @@ ffi::Error RunBack(ffi::ThreadPool pool, Buffer w_h, Buffer d_h, Buffer d_c, Buf
       if (width % H || count(*some) != T * B * width) return check(false, "wanted coefficients [T, B, n * H]");
       for (Size at = 0; at < width; at += H) diagonals.push_back({data<S>(*some) + at, width, 0, 0});
     }
+    if (diagonals.size() > kDiagonals) return check(false, "there are more coefficients than the kernels take");
     if (2 * diagonals.size() != pairs.size()) return check(false, "the coefficients are not as many as were said");
     for (size_t n = 0; n < diagonals.size(); n++) {
       const Size output = diagonals[n].output = pairs[2 * n], input = diagonals[n].input = pairs[2 * n + 1];

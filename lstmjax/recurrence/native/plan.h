@@ -38,6 +38,8 @@ struct Form {
 
 // A diagonal of the Jacobian of a step, [T * B, H], its rows this far apart: of one array of the new state by one input,
 // a gate or, after these, an array of the old state or, last of all, the new c, where the new h reads it.
+constexpr Size kDiagonals = 32;  // there are no more of a cell
+
 template <typename S>
 struct Diagonal {
   const S* at;
