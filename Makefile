@@ -66,6 +66,7 @@ long-lag: $(INSTALLED)
 	$(LONG_LAG) adding --lags 200 --max-sequences 120000 --cells "GRU chrono" "LSTM chrono"
 	$(LONG_LAG) adding --lags 200 --max-sequences 60000 --cells "tanh RNN" GRU "LSTM b_f=1" --seeds 1
 	$(LONG_LAG) adding --lags 600 1000 --cells "GRU chrono" "LSTM chrono"
+	$(LONG_LAG) adding --lags 5000 --cells "LSTM chrono"
 	$(LONG_LAG) copy --max-sequences 150000 --cells "GRU chrono" "LSTM chrono"
 	$(LONG_LAG) copy --max-sequences 60000 --cells "tanh RNN" GRU "LSTM b_f=1" --seeds 1
 	$(BIN)/python -m benchmarks.write_tables

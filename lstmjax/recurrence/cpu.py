@@ -5,6 +5,7 @@ out as theirs are: that wants its diagonals alone. Its forward mode is XLA's, an
 do not serve is left to :mod:`lstmjax.recurrence.linear`.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -76,7 +77,7 @@ def forward(plan: Plan, otherwise: Callable) -> Callable:
     """As :func:`lstmjax.recurrence.linear.forward`, which is ``otherwise``."""
 
     def run(arguments: Any, _: Any) -> tuple[State, Any]:
-        if why_not(plan, arguments) is not None:
+        if why_not(plan, arguments) is not None or (plan.implementation is None and _is_tiny(arguments)):
             return otherwise(arguments, _)
         final, recorded, _ = _run(plan, arguments, emit=False)
         return final, recorded
@@ -106,6 +107,14 @@ def linear(plan: Plan, otherwise: Callable) -> Callable:
         return linear_call(otherwise, lambda given, out: _transposed(plan, given, out, moving), given, moving)
 
     return run
+
+
+def _is_tiny(arguments: Any) -> bool:
+    """Whether there are so few multiplications that calling a kernel takes longer than what it saves."""
+    params, _, _, timeline = arguments
+    *steps, inputs = timeline.x.shape
+    hidden, width = params.w_h.shape
+    return math.prod(steps) * (inputs + hidden) * width < 2**13
 
 
 def _run(plan: Plan, arguments: Any, *, emit: bool) -> tuple[State, Any, Any]:

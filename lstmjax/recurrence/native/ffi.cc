@@ -54,11 +54,12 @@ const Kernels<S>& of(const Target& target) {
   }
 }
 
-// The kernels for so many units. Few of them fill half of a block of the longest vectors, and all of one of the next.
+// The kernels for so many units, in blocks of so many vectors: the longest vectors, but where the next fill a block and
+// these would fill half of one.
 template <typename S>
-const Kernels<S>& kernels(Size hidden) {
+const Kernels<S>& kernels(Size hidden, Size vectors) {
 #if defined(__x86_64__)
-  if (&target() == &target_avx512 && hidden <= Size(64 / sizeof(S))) return of<S>(target_avx2);
+  if (&target() == &target_avx512 && hidden <= vectors / 2 * Size(64 / sizeof(S))) return of<S>(target_avx2);
 #endif
   return of<S>(target());
 }
@@ -192,12 +193,12 @@ bool by_units(Size batch, Size threads, Size products) {
 
 template <typename S>
 void forward(ffi::ThreadPool& pool, Forward<S> f) {
-  const Kernels<S>& k = kernels<S>(f.hidden);
   const Size step = f.batch * (f.inputs + f.hidden) * products(f.kind) * f.hidden;
   Threads threads(pool, f.steps * step);
   const Size rows = rows_at_once(f.batch, threads.count());
   const bool units = by_units(f.batch, threads.count(), step);
   f.at_once = units ? f.batch : rows;
+  const Kernels<S>& k = kernels<S>(f.hidden, gates(f.kind) == 1 && f.at_once < kRows ? 8 : 2);
   Scratch<S> packed(k.packed(f));
   f.packed = packed.get();
   const Size blocks = k.blocks(f), parts = std::min(blocks, threads.count());
@@ -216,7 +217,7 @@ void forward(ffi::ThreadPool& pool, Forward<S> f) {
 
 template <typename S>
 void transposed(ffi::ThreadPool& pool, Transposed<S> f) {
-  const Kernels<S>& k = kernels<S>(f.hidden);
+  const Kernels<S>& k = kernels<S>(f.hidden, 2);
   const Size step = f.batch * f.hidden * (f.form.head + f.form.tail) * f.hidden;
   Threads threads(pool, f.steps * step);
   const Size rows = rows_at_once(f.batch, threads.count());
