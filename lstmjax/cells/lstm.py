@@ -76,6 +76,7 @@ def lstm_step(
 
     Source: :mod:`lstmjax.gates`, where each equation stands.
 
+    >>> import jax.numpy as jnp
     >>> params = LSTMParams(jnp.ones((1, 4)), jnp.ones((1, 4)), jnp.zeros(4))
     >>> state, y = lstm_step(params, LSTMState(c=jnp.array([2.0]), h=jnp.array([1.0])), jnp.array([1.0]))
     >>> round(float(state.c[0]), 4), round(float(y[0]), 4)

@@ -32,7 +32,7 @@ class Parts(Comparable):
     Attributes:
         step: the step.
         pairs: ``(output, input)`` of every diagonal. Inputs are the gates, the arrays of the state that ``activate`` is
-            given, and those of the new state, each of which those after it read: see :func:`elementwise.in_order`.
+            given, and those of the new state, each of which those after it read: see ``elementwise.in_order``.
     """
 
     step: Recurrence
