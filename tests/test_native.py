@@ -196,7 +196,7 @@ def test_bits_do_not_depend_on_whether_rows_or_units_are_split(kind):
     cell = cell_of(kind, 300)
     params, xs, start = problem(cell, (12, 64, 9), dtype=jnp.float32)
     rng = np.random.default_rng(0)
-    valid, reset = rng.random((12, 64)) < 0.8, rng.random((12, 64)) < 0.2
+    valid, reset = jnp.asarray(rng.random((12, 64)) < 0.8), jnp.asarray(rng.random((12, 64)) < 0.2)
     fresh = jax.tree.map(jnp.cos, start)
 
     def run(rows):
