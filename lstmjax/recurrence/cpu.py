@@ -28,6 +28,8 @@ from lstmjax.typing import Params, State
 
 # A step does not know how many units it has.
 KINDS = {lstm(1).step: "lstm", gru(1).step: "gru", rnn(1).step: "rnn", rnn(1, activation=jax.nn.relu).step: "relu"}
+# The products whose layout they know, and which parameters come after w_x and w_h.
+BIASES: dict[Any, tuple[str, ...]] = {DENSE: ("b",), FIRST_BY_H: ("b",), PEEPHOLES: ("b", "p"), PRODUCTS: ("b", "b_n")}
 
 
 def may_serve(plan: Plan) -> bool:
@@ -44,21 +46,21 @@ def why_not(plan: Plan, arguments: Any) -> str | None:
     """Why the kernels do not serve a request, forward and backwards, or None where they do."""
     if native.available() and plan.parts.step not in KINDS:
         return "the kernels know the LSTM and the GRU with sigmoid and tanh, and the vanilla RNN with tanh or relu"
-    return _why_no_transpose(plan) or _why_not_these(arguments)
+    return _why_no_transpose(plan) or _why_not_these(plan, arguments)
 
 
 def _why_no_transpose(plan: Plan) -> str | None:
     step = plan.parts.step
     if not native.available():
         return native.why_not()
-    if step.pre not in (DENSE, FIRST_BY_H, PEEPHOLES, PRODUCTS) or step.project is not None:
+    if step.pre not in tuple(BIASES) or step.project is not None:
         return "its products are not laid out as those of the kernels"
     if len(plan.parts.pairs) > native.MOST_PAIRS:
         return f"the kernels take up to {native.MOST_PAIRS} diagonals"
     return why_no_kernel(plan)
 
 
-def _why_not_these(arguments: Any) -> str | None:
+def _why_not_these(plan: Plan, arguments: Any) -> str | None:
     params, start, _, timeline = arguments
     dtypes = {leaf.dtype for leaf in jax.tree.leaves((params, start, timeline.x))}
     if len(dtypes) > 1 or not dtypes <= {jnp.dtype(jnp.float32), jnp.dtype(jnp.float64)}:
@@ -66,10 +68,10 @@ def _why_not_these(arguments: Any) -> str | None:
         return f"params, state and xs are of {names}, and the kernels take float32 or float64, the same for all"
     if not all(isinstance(n, int) for n in timeline.x.shape):
         return "a size is left open"
+    wanted = ("w_x", "w_h", *BIASES[plan.parts.step.pre])
     fields = [getattr(tree, "_fields", ()) for tree in (params, start)]
-    biases = {("b",), ("b", "b_n"), ("b", "p")}
-    if fields[0][:2] != ("w_x", "w_h") or fields[0][2:] not in biases or fields[1] not in {("h",), ("c", "h")}:
-        return "the kernels know the parameters w_x, w_h and b, with b_n or p, and the states h, and c and h"
+    if fields[0] != wanted or fields[1] not in {("h",), ("c", "h")}:
+        return f"the kernels know the parameters {', '.join(wanted)}, and the states h, and c and h"
     return None
 
 
@@ -102,7 +104,7 @@ def linear(plan: Plan, otherwise: Callable) -> Callable:
 
     def run(given: Any, moving: Any) -> tuple[State, Any]:
         arguments, _ = given
-        if _why_not_these(arguments) is not None:
+        if _why_not_these(plan, arguments) is not None:
             return otherwise(given, moving)
         return linear_call(otherwise, lambda given, out: _transposed(plan, given, out, moving), given, moving)
 

@@ -287,7 +287,8 @@ ffi::Error RunBack(ffi::ThreadPool pool, Buffer w_h, Buffer d_h, Buffer d_c, Buf
   if (shape.size() != 3) return check(false, "wanted cotangents [T, B, H]");
   const Size T = shape[0], B = shape[1], H = shape[2], all = T * B * H;
   const auto either = [](Size n, Size wanted) { return n == 0 || n == wanted; };
-  if (H < 1 || head < 0 || tail < 0 || head + tail > gates || count(w_h) != H * (head + tail) * H || !either(count(d_c), two ? all : 0) || count(d_final_h) != B * H ||
+  if (H < 1 || head < 0 || tail < 0 || head + tail > gates || count(w_h) != H * (head + tail) * H ||
+      !either(count(d_c), two ? all : 0) || count(d_final_h) != B * H ||
       count(d_final_c) != (two ? B * H : 0) || !either(count(valid), T * B) || !either(count(reset), T * B) ||
       count(dz) != gates * all || count(d_start_h) != B * H || count(d_start_c) != (two ? B * H : 0) ||
       (count(reset) && count(d_fresh_h) != B * H) || count(d_fresh_c) != (two ? count(d_fresh_h) : 0)) {
@@ -328,7 +329,8 @@ ffi::Error RunGradient(ffi::ThreadPool pool, Buffer x, Buffer h, Buffer dz, Resu
   }
   const Size rows = x.dimensions()[0], I = x.dimensions()[1], H = h.dimensions()[1];
   const Size wide = dz.dimensions()[1], by_x = gates_by_x * H, by_h = (head + tail) * H;
-  if (h.dimensions()[0] != rows || dz.dimensions()[0] != rows || by_x > wide || by_h > wide || count(d_w_x) != I * by_x || count(d_w_h) != H * by_h || count(d_b) != wide) {
+  if (h.dimensions()[0] != rows || dz.dimensions()[0] != rows || by_x > wide || by_h > wide ||
+      count(d_w_x) != I * by_x || count(d_w_h) != H * by_h || count(d_b) != wide) {
     return check(false, "the shapes of the weights' gradients do not fit one another");
   }
   return by_dtype(x, [&](auto zero) -> ffi::Error {

@@ -81,7 +81,8 @@ INLINE Size up(Size a, Size b) { return (a + b - 1) / b; }
 template <typename S>
 struct Exponential;
 
-// Below the least y, n is -bias, and 2^n is 0 in the bits below. Minimax in the relative error of p: e^r - 1 = r + r^2 (q0 + q1 r + ...), to 3e-10 and 2e-17.
+// Below the least y, n is -bias, and 2^n is 0 in the bits below. Minimax in the relative error of p: e^r - 1
+// = r + r^2 (q0 + q1 r + ...), to 3e-10 and 2e-17.
 template <>
 struct Exponential<float> {
   static constexpr float least = -88.0296919f, per_log2 = 1.44269504f, high = 0.69140625f, low = 0.00174093056f;
