@@ -1,5 +1,7 @@
 """The kernels for CPU against the scan: values, coefficients, the transpose, and the accuracy of sigma and tanh."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -213,3 +215,21 @@ def test_bits_do_not_depend_on_whether_rows_or_units_are_split(kind):
         over_time, once = run(rows)
         jax.tree.map(lambda a, b, rows=rows: np.testing.assert_array_equal(a[:, rows], b), whole[0], over_time)
         jax.tree.map(lambda a, b, rows=rows: np.testing.assert_array_equal(a[rows], b), whole[1], once)
+
+
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="no large pages here")
+def test_what_is_large_may_lie_in_large_pages():
+    cell = cell_of("rnn", 64)
+    params, xs, start = problem(cell, (256, 64, 3), dtype=jnp.float32)
+    _, ys, _ = jax.jit(lambda *a: native.forward("rnn", a[0], weights_of(a[1]), tuple(a[2])))(xs, params, start)
+    at = ys.unsafe_buffer_pointer() + ys.nbytes // 2
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first, *rest = line.split()
+        if "-" in first and not first.endswith(":"):
+            low, high = (int(part, 16) for part in first.split("-"))
+            inside = low <= at < high
+        elif inside and first == "VmFlags:":
+            assert "hg" in rest
+            return
+    pytest.fail("the array lies in no part of the process's memory")

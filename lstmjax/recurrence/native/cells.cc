@@ -47,40 +47,47 @@ INLINE void activate(Lstm, int sub, const Spot<S>& at) {
   const Vec<S> z_i = load(z), z_f = load(z + W), z_g = load(z + 2 * W), z_o = load(z + 3 * W);
   const Exponentials<S, 4> of({sigmoid_exponent<S>(z_i), sigmoid_exponent<S>(z_f), hyperbolic_exponent<S>(z_g),
                                sigmoid_exponent<S>(z_o)});
-  const Gate<S> i = sigmoid<S>(z_i, of.exp[0]), f = sigmoid<S>(z_f, of.exp[1]);
-  const Gate<S> g = hyperbolic<S>(z_g, of.exp[2], of.less_one[2]), o = sigmoid<S>(z_o, of.exp[3]);
-  const Vec<S> before = load(at.c), c = f.value * before + i.value * g.value;
-  const Gate<S> out = hyperbolic<S>(c);
-  const Vec<S> h = o.value * out.value;
+  const Fraction<S> i = sigmoid<S>(z_i, of.exp[0]), f = sigmoid<S>(z_f, of.exp[1]), o = sigmoid<S>(z_o, of.exp[3]);
+  const Fraction<S> g = hyperbolic<S>(z_g, of.exp[2], of.less_one[2]);
+  const Vec<S> by_f = S(1) / f.under, by_ig = S(1) / (i.under * g.under), before = load(at.c);
+  const Vec<S> c = f.value(by_f) * before + (i.over * g.over) * by_ig;
+  const Fraction<S> out = hyperbolic<S>(c);
+  const Vec<S> by_oc = S(1) / (o.under * out.under), h = (o.over * out.over) * by_oc;
   store(at.c, c);
   store(at.h_new, h);
   store(at.h, h, at.n);
   if (emit) {
-    store<S>(at.k, i.slope * g.value, at.n);
-    store<S>(at.k + at.hidden, f.slope * before, at.n);
-    store<S>(at.k + 2 * at.hidden, g.slope * i.value, at.n);
-    store<S>(at.k + 3 * at.hidden, o.slope * out.value, at.n);
-    store(at.k_state, f.value, at.n);
-    store<S>(at.k_c, o.value * out.slope, at.n);
+    const Vec<S> by_i = by_ig * g.under, by_g = by_ig * i.under, by_o = by_oc * out.under, by_c = by_oc * o.under;
+    store<S>(at.k, i.slope(by_i) * g.value(by_g), at.n);
+    store<S>(at.k + at.hidden, f.slope(by_f) * before, at.n);
+    store<S>(at.k + 2 * at.hidden, g.slope(by_g) * i.value(by_i), at.n);
+    store<S>(at.k + 3 * at.hidden, o.slope(by_o) * out.value(by_c), at.n);
+    store(at.k_state, f.value(by_f), at.n);
+    store<S>(at.k_c, o.value(by_o) * out.slope(by_c), at.n);
   }
 }
 
 template <bool emit, typename S>
 INLINE void activate(Gru, int sub, const Spot<S>& at) {
   constexpr Size W = Simd<S>::width;
-  const Gate<S> r = sigmoid<S>(load(at.z + (2 + 2 * sub) * W)), keep = sigmoid<S>(load(at.z + (3 + 2 * sub) * W));
+  const Vec<S> z_r = load(at.z + (2 + 2 * sub) * W), z_k = load(at.z + (3 + 2 * sub) * W);
   const Vec<S> by_h = load(at.z + (6 + sub) * W), before = load(at.h_old);
-  const Gate<S> n = hyperbolic<S>(load(at.z + sub * W) + r.value * by_h);
-  const Vec<S> h = keep.other * n.value + keep.value * before;
+  const Exponentials<S, 2> of({sigmoid_exponent<S>(z_r), sigmoid_exponent<S>(z_k)});
+  const Fraction<S> reset = sigmoid<S>(z_r, of.exp[0]), keep = sigmoid<S>(z_k, of.exp[1]);
+  const Fraction<S> change = sigmoid<S>(S(0) - z_k, of.exp[1]);  // 1 - keep, all its digits
+  const Vec<S> by_r = S(1) / reset.under, r = reset.value(by_r);
+  const Fraction<S> n = hyperbolic<S>(load(at.z + sub * W) + r * by_h);
+  const Vec<S> by_kn = S(1) / (keep.under * n.under), by_k = by_kn * n.under;
+  const Vec<S> h = (change.over * n.over) * by_kn + keep.value(by_k) * before;
   store(at.h_new, h);
   store(at.h, h, at.n);
   if (emit) {
-    const Vec<S> by_n = keep.other * n.slope;
-    store<S>(at.k, r.slope * (by_n * by_h), at.n);
-    store<S>(at.k + at.hidden, keep.slope * (before - n.value), at.n);
-    store(at.k + 2 * at.hidden, by_n, at.n);
-    store<S>(at.k + 3 * at.hidden, by_n * r.value, at.n);
-    store(at.k_state, keep.value, at.n);
+    const Vec<S> by_n = by_kn * keep.under, slope = change.value(by_k) * n.slope(by_n);
+    store<S>(at.k, reset.slope(by_r) * (slope * by_h), at.n);
+    store<S>(at.k + at.hidden, keep.slope(by_k) * (before - n.value(by_n)), at.n);
+    store(at.k + 2 * at.hidden, slope, at.n);
+    store<S>(at.k + 3 * at.hidden, slope * r, at.n);
+    store(at.k_state, keep.value(by_k), at.n);
   }
 }
 
@@ -92,9 +99,10 @@ INLINE void activate(Rnn<relu, wide>, int sub, const Spot<S>& at) {
     h = z <= S(0) ? Vec<S>{} : z;  // a NaN stays one
     slope = z > S(0) ? fill<S>(1) : Vec<S>{};
   } else {
-    const Gate<S> out = hyperbolic<S>(z);
-    h = out.value;
-    slope = out.slope;
+    const Fraction<S> out = hyperbolic<S>(z);
+    const Vec<S> reciprocal = S(1) / out.under;
+    h = out.value(reciprocal);
+    slope = out.slope(reciprocal);
   }
   store(at.h_new, h);
   store(at.h, h, at.n);
@@ -576,11 +584,14 @@ void functions(Size count, const S* z, S* value, S* slope, S* tanh, S* tanh_slop
   constexpr Size W = Simd<S>::width;
   for (Size i = 0; i < count; i += W) {
     const Size n = least(W, count - i);
-    const Gate<S> s = sigmoid<S>(load(z + i, n)), t = hyperbolic<S>(load(z + i, n));
-    store(value + i, s.value, n);
-    store(slope + i, s.slope, n);
-    store(tanh + i, t.value, n);
-    store(tanh_slope + i, t.slope, n);
+    const Vec<S> at = load(z + i, n);
+    const Exponentials<S, 1> of({sigmoid_exponent<S>(at)});
+    const Fraction<S> s = sigmoid<S>(at, of.exp[0]), t = hyperbolic<S>(at);
+    const Vec<S> by_s = S(1) / s.under, by_t = S(1) / t.under;
+    store(value + i, s.value(by_s), n);
+    store(slope + i, s.slope(by_s), n);
+    store(tanh + i, t.value(by_t), n);
+    store(tanh_slope + i, t.slope(by_t), n);
   }
 }
 

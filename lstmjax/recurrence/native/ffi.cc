@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -12,6 +13,9 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#endif
+#if defined(__linux__)
+#include <sys/mman.h>
 #endif
 
 #include "plan.h"
@@ -64,11 +68,24 @@ const Kernels<S>& kernels(Size hidden, Size vectors) {
   return of<S>(target());
 }
 
+// Memory that is written for the first time is given page by page, which can take as long as what is written there.
+// Where the system has large pages for those who ask, this asks for them: a hint, which it may refuse.
+void prefer_large_pages(const void* data, std::size_t bytes) {
+#if defined(MADV_HUGEPAGE)
+  constexpr std::uintptr_t kLarge = std::uintptr_t(1) << 21;
+  if (bytes < kLarge / 2) return;
+  const std::uintptr_t at = reinterpret_cast<std::uintptr_t>(data), from = at & ~(kLarge - 1);
+  madvise(reinterpret_cast<void*>(from), ((at + bytes + kLarge - 1) & ~(kLarge - 1)) - from, MADV_HUGEPAGE);
+#endif
+}
+
 template <typename S>
 class Scratch {
  public:
   explicit Scratch(Size count)
-      : data_(static_cast<S*>(::operator new(sizeof(S) * (count + 1), std::align_val_t(64)))) {}
+      : data_(static_cast<S*>(::operator new(sizeof(S) * (count + 1), std::align_val_t(64)))) {
+    prefer_large_pages(data_, sizeof(S) * count);
+  }
   ~Scratch() { ::operator delete(data_, std::align_val_t(64)); }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
@@ -249,6 +266,8 @@ ffi::Error by_dtype(const Buffer& buffer, Call call) {
   return check(false, "wanted float32 or float64");
 }
 
+void prefer_large_pages(Result& result) { prefer_large_pages(result->untyped_data(), result->size_bytes()); }
+
 Size count(const Buffer& buffer) { return buffer.element_count(); }
 Size count(Result& buffer) { return buffer->element_count(); }
 
@@ -269,6 +288,7 @@ ffi::Error Run(ffi::ThreadPool pool, Buffer x, Buffer w_x, Buffer w_h, Buffer b,
       count(k_c) != (lstm ? count(h_before) : 0)) {
     return check(false, "the shapes of the forward recurrence do not fit one another");
   }
+  for (Result* result : {&h, &c, &k, &k_state, &k_c, &h_before}) prefer_large_pages(*result);
   return by_dtype(x, [&](auto zero) -> ffi::Error {
     using S = decltype(zero);
     forward<S>(pool, {kind, T, B, I, H, B, reverse, states, data<S>(x), data<S>(w_x), data<S>(w_h), data<S>(b),
@@ -294,6 +314,7 @@ ffi::Error RunBack(ffi::ThreadPool pool, Buffer w_h, Buffer d_h, Buffer d_c, Buf
       (count(reset) && count(d_fresh_h) != B * H) || count(d_fresh_c) != (two ? count(d_fresh_h) : 0)) {
     return check(false, "the shapes of the transposed recurrence do not fit one another");
   }
+  prefer_large_pages(dz);
   return by_dtype(w_h, [&](auto zero) -> ffi::Error {
     using S = decltype(zero);
     std::vector<Diagonal<S>> diagonals;  // an array holds one of them, or several side by side

@@ -4,6 +4,10 @@
 // the C++ library: the linker may keep one copy of a shared inline function, and it must not be another processor's.
 #pragma once
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #include "plan.h"
 
 namespace lstmjax {
@@ -70,6 +74,18 @@ INLINE Vec<S> fill(S a) {
   return a - Vec<S>{};
 }
 
+// The larger of a and b, and b where one of them is a NaN: one instruction, which compilers do not find by themselves.
+#if defined(__x86_64__) && LSTMJAX_BYTES == 64
+INLINE Vec<float> larger(Vec<float> a, Vec<float> b) { return _mm512_max_ps(a, b); }
+INLINE Vec<double> larger(Vec<double> a, Vec<double> b) { return _mm512_max_pd(a, b); }
+#elif defined(__x86_64__) && LSTMJAX_BYTES == 32
+INLINE Vec<float> larger(Vec<float> a, Vec<float> b) { return _mm256_max_ps(a, b); }
+INLINE Vec<double> larger(Vec<double> a, Vec<double> b) { return _mm256_max_pd(a, b); }
+#else
+INLINE Vec<float> larger(Vec<float> a, Vec<float> b) { return a > b ? a : b; }
+INLINE Vec<double> larger(Vec<double> a, Vec<double> b) { return a > b ? a : b; }
+#endif
+
 INLINE Size least(Size a, Size b) { return a < b ? a : b; }
 INLINE Size most(Size a, Size b) { return a > b ? a : b; }
 INLINE Size up(Size a, Size b) { return (a + b - 1) / b; }
@@ -113,12 +129,13 @@ struct Exponentials {
   INLINE explicit Exponentials(const Vec<S> (&of)[N]) {
     using E = Exponential<S>;
     using Mask = typename Simd<S>::Mask;
-    Vec<S> n[N], r[N], q[N], p[N];
+    Vec<S> power[N], r[N], q[N];
 #pragma GCC unroll 4
     for (int i = 0; i < N; i++) {
-      const Vec<S> y = of[i] < E::least ? fill<S>(E::least) : of[i];
-      n[i] = (y * E::per_log2 + E::round) - E::round;
-      r[i] = (y - n[i] * E::high) - n[i] * E::low;
+      const Vec<S> y = larger(fill<S>(E::least), of[i]);
+      power[i] = y * E::per_log2 + (E::round + E::bias);  // its lowest bits: those of n + bias
+      const Vec<S> n = power[i] - (E::round + E::bias);
+      r[i] = (y - n * E::high) - n * E::low;
       q[i] = fill<S>(E::q[E::terms - 1]);
     }
 #pragma GCC unroll 16
@@ -128,15 +145,14 @@ struct Exponentials {
     }
 #pragma GCC unroll 4
     for (int i = 0; i < N; i++) {
-      p[i] = r[i] + (r[i] * r[i]) * q[i];
-      const Vec<S> whole = n[i] + E::round;
+      const Vec<S> p = r[i] + (r[i] * r[i]) * q[i];
       Mask bits;
-      __builtin_memcpy(&bits, &whole, sizeof bits);
-      bits = (bits + typename Simd<S>::Bits(E::bias)) << E::exponent;
+      __builtin_memcpy(&bits, &power[i], sizeof bits);
+      bits <<= E::exponent;
       Vec<S> scale;
       __builtin_memcpy(&scale, &bits, sizeof scale);
-      exp[i] = scale + scale * p[i];
-      less_one[i] = (scale - S(1)) + scale * p[i];
+      exp[i] = scale + scale * p;
+      less_one[i] = (scale - S(1)) + scale * p;
     }
   }
 };
@@ -160,9 +176,14 @@ INLINE Vec<S> with_sign_of(Vec<S> value, Vec<S> z) {
   return value;
 }
 
+// A function as a fraction: its value is over / under, its slope bend / under^2, where 1 <= under <= 2. So two functions
+// are multiplied with one division.
 template <typename S>
-struct Gate {
-  Vec<S> value, other, slope;  // of sigma, `other` is sigma(-z)
+struct Fraction {
+  Vec<S> over, under, bend;
+
+  INLINE Vec<S> value(Vec<S> reciprocal) const { return over * reciprocal; }
+  INLINE Vec<S> slope(Vec<S> reciprocal) const { return (bend * reciprocal) * reciprocal; }
 };
 
 // What sigma(z) and tanh(z) are made of: -|z| and -2|z|.
@@ -176,28 +197,22 @@ INLINE Vec<S> hyperbolic_exponent(Vec<S> z) {
   return S(-2) * magnitude<S>(z);
 }
 
-// sigma(z), sigma(-z) and sigma'(z) = sigma(z) sigma(-z), with one exponential and one division.
+// sigma(z) = 1 / (1 + e), or e / (1 + e) where z < 0, and sigma'(z) = e / (1 + e)^2, where e = e^(-|z|).
 template <typename S>
-INLINE Gate<S> sigmoid(Vec<S> z, Vec<S> e) {
-  const Vec<S> large = S(1) / (S(1) + e), small = e * large;
-  const auto negative = z < S(0);
-  return {negative ? small : large, negative ? large : small, large * small};
-}
-
-template <typename S>
-INLINE Gate<S> sigmoid(Vec<S> z) {
-  return sigmoid<S>(z, Exponentials<S, 1>({sigmoid_exponent<S>(z)}).exp[0]);
+INLINE Fraction<S> sigmoid(Vec<S> z, Vec<S> e) {
+  typename Simd<S>::Mask bits;
+  __builtin_memcpy(&bits, &z, sizeof bits);
+  return {bits >> (8 * sizeof(S) - 1) ? e : fill<S>(1), S(1) + e, e};
 }
 
 // tanh(z) = (1 - e) / (1 + e) and tanh'(z) = 4 e / (1 + e)^2, where e = e^(-2|z|).
 template <typename S>
-INLINE Gate<S> hyperbolic(Vec<S> z, Vec<S> e, Vec<S> less_one) {
-  Vec<S> over = S(1) / (S(2) + less_one);
-  return {with_sign_of<S>((S(0) - less_one) * over, z), Vec<S>{}, S(4) * ((e * over) * over)};
+INLINE Fraction<S> hyperbolic(Vec<S> z, Vec<S> e, Vec<S> less_one) {
+  return {with_sign_of<S>(S(0) - less_one, z), S(2) + less_one, S(4) * e};
 }
 
 template <typename S>
-INLINE Gate<S> hyperbolic(Vec<S> z) {
+INLINE Fraction<S> hyperbolic(Vec<S> z) {
   const Exponentials<S, 1> of({hyperbolic_exponent<S>(z)});
   return hyperbolic<S>(z, of.exp[0], of.less_one[0]);
 }
@@ -270,8 +285,11 @@ void tile(Factor<S> first, Factor<S> second, Panels<S> panels, Place<const S> fr
 template <typename S>
 using Tile = void (*)(Factor<S>, Factor<S>, Panels<S>, Place<const S>, Place<S>);
 
-// Any number of rows times any number of panels, in tiles of about the same size: of six rows and one panel, or of fewer
-// rows, which are few chains where the processor wants eight or more, and more panels.
+// How much of what is left goes into the next tile: the most, but of the last two about the same.
+INLINE Size next(Size left, Size most) { return left >= 2 * most ? most : left > most ? (left + 1) / 2 : left; }
+
+// Any number of rows times any number of panels, in tiles of six rows and one panel, or of fewer rows, which are few
+// chains where the processor wants eight or more, and more panels.
 template <typename S>
 void multiply(Size rows, Size count, Factor<S> first, Factor<S> second, Panels<S> panels, Place<const S> from,
               Place<S> to) {
@@ -281,19 +299,16 @@ void multiply(Size rows, Size count, Factor<S> first, Factor<S> second, Panels<S
       {tile<S, 2, 1>, tile<S, 2, 2>, tile<S, 2, 3>},
       {tile<S, 3, 1>, tile<S, 3, 2>},
       {tile<S, 4, 1>}, {tile<S, 5, 1>}, {tile<S, 6, 1>}};
-  const Size down = up(rows, kRows);
-  for (Size n = 0, r = 0; n < down; n++) {
-    const Size height = (rows - r + down - n - 1) / (down - n), across = up(count, most_panels[height - 1]);
+  for (Size r = 0, height; r < rows; r += height) {
+    height = next(rows - r, kRows);
     const Factor<S> f = {first.a + r * first.stride, first.stride, first.depth};
     const Factor<S> s = {second.a + r * second.stride, second.stride, second.depth};
-    for (Size m = 0, p = 0; m < across; m++) {
-      const Size width = (count - p + across - m - 1) / (across - m);
+    for (Size p = 0, width; p < count; p += width) {
+      width = next(count - p, most_panels[height - 1]);
       tiles[height - 1][width - 1](f, s, {panels.at + p * panels.panel, panels.panel},
                                    {from.at + r * from.row + p * from.panel, from.row, from.panel},
                                    {to.at + r * to.row + p * to.panel, to.row, to.panel});
-      p += width;
     }
-    r += height;
   }
 }
 
