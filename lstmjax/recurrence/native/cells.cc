@@ -12,18 +12,22 @@ struct Column {
   int gate, bias, sub;
 };
 
-// i, f | g, o | i, f of the next units | g, o of the next units
+// i, f | g, o of each vector of units
+template <int wide>
 struct Lstm {
-  static constexpr int panels = 4, units = 2, by_x = 4, by_h = 4;
+  static constexpr int panels = 2 * wide, units = wide, by_x = 2 * wide, by_h = 2 * wide;
   static constexpr Column column(int v) { return {v % 4, v % 4, v / 4}; }
 };
 
-// n's part of x, twice | r, z | r, z of the next units | n's part of h, twice
+// n's part of x | r, z of each vector of units | n's part of h. A single vector of units leaves two places empty.
+template <int wide>
 struct Gru {
-  static constexpr int panels = 4, units = 2, by_x = 3, by_h = 3;
-  static constexpr Column columns[2 * panels] = {{2, 2, 0}, {2, 2, 1}, {0, 0, 0}, {1, 1, 0},
-                                                 {0, 0, 1}, {1, 1, 1}, {2, 3, 0}, {2, 3, 1}};
-  static constexpr Column column(int v) { return columns[v]; }
+  static constexpr int panels = wide + 2, units = wide, by_x = wide + 1, by_h = wide + 1;
+  static constexpr Column column(int v) {
+    const bool x = v < 2, h = v >= 2 * panels - 2;
+    if (x || h) return {2, x ? 2 : 3, x ? v : v - (2 * panels - 2)};
+    return {v % 2, v % 2, v / 2 - 1};
+  }
 };
 
 template <bool relu, int wide>
@@ -40,8 +44,8 @@ struct Spot {
   S *c, *h_new, *h, *k, *k_state, *k_c;
 };
 
-template <bool emit, typename S>
-INLINE void activate(Lstm, int sub, const Spot<S>& at) {
+template <bool emit, int wide, typename S>
+INLINE void activate(Lstm<wide>, int sub, const Spot<S>& at) {
   constexpr Size W = Simd<S>::width;
   const S* z = at.z + 4 * sub * W;
   const Vec<S> z_i = load(z), z_f = load(z + W), z_g = load(z + 2 * W), z_o = load(z + 3 * W);
@@ -67,11 +71,11 @@ INLINE void activate(Lstm, int sub, const Spot<S>& at) {
   }
 }
 
-template <bool emit, typename S>
-INLINE void activate(Gru, int sub, const Spot<S>& at) {
+template <bool emit, int wide, typename S>
+INLINE void activate(Gru<wide>, int sub, const Spot<S>& at) {
   constexpr Size W = Simd<S>::width;
   const Vec<S> z_r = load(at.z + (2 + 2 * sub) * W), z_k = load(at.z + (3 + 2 * sub) * W);
-  const Vec<S> by_h = load(at.z + (6 + sub) * W), before = load(at.h_old);
+  const Vec<S> by_h = load(at.z + (2 + 2 * wide + sub) * W), before = load(at.h_old);
   const Exponentials<S, 2> of({sigmoid_exponent<S>(z_r), sigmoid_exponent<S>(z_k)});
   const Fraction<S> reset = sigmoid<S>(z_r, of.exp[0]), keep = sigmoid<S>(z_k, of.exp[1]);
   const Fraction<S> change = sigmoid<S>(S(0) - z_k, of.exp[1]);  // 1 - keep, all its digits
@@ -180,7 +184,7 @@ struct Walk {
 
   INLINE Vec<S> columns(const S* row, Size block, int v) const {
     const Size unit = block * per_block + Cell::column(v).sub * W;
-    return unit < f.hidden ? load(row + unit, f.hidden - unit) : Vec<S>{};
+    return Cell::column(v).sub < Cell::units && unit < f.hidden ? load(row + unit, f.hidden - unit) : Vec<S>{};
   }
 
   Size time(Size step) const { return f.reverse ? f.steps - 1 - step : step; }
@@ -328,10 +332,10 @@ struct Walk {
 // Calls what was asked with the walk of the cell.
 template <typename S, typename Call, typename... Where>
 INLINE auto walk(Call call, const Forward<S>& f, Where... where) {
-  const bool few = f.at_once < kRows;
+  const bool few = f.at_once < kRows, one = f.hidden <= Simd<S>::width;
   switch (f.kind) {
-    case kLstm: return call(Walk<S, Lstm>(f, where...));
-    case kGru: return call(Walk<S, Gru>(f, where...));
+    case kLstm: return few && !one ? call(Walk<S, Lstm<2>>(f, where...)) : call(Walk<S, Lstm<1>>(f, where...));
+    case kGru: return one ? call(Walk<S, Gru<1>>(f, where...)) : call(Walk<S, Gru<2>>(f, where...));
     case kRelu: return few ? call(Walk<S, Rnn<true, 4>>(f, where...)) : call(Walk<S, Rnn<true, 1>>(f, where...));
     default: return few ? call(Walk<S, Rnn<false, 4>>(f, where...)) : call(Walk<S, Rnn<false, 1>>(f, where...));
   }

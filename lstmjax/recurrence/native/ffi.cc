@@ -58,12 +58,12 @@ const Kernels<S>& of(const Target& target) {
   }
 }
 
-// The kernels for so many units, in blocks of so many vectors: the longest vectors, but where the next fill a block and
-// these would fill half of one.
+// The kernels for so many units, in blocks of so many vectors or more: the longest vectors, but where the next fill a
+// block and these would fill half of one.
 template <typename S>
 const Kernels<S>& kernels(Size hidden, Size vectors) {
 #if defined(__x86_64__)
-  if (&target() == &target_avx512 && hidden <= vectors / 2 * Size(64 / sizeof(S))) return of<S>(target_avx2);
+  if (&target() == &target_avx512 && hidden <= vectors * Size(32 / sizeof(S))) return of<S>(target_avx2);
 #endif
   return of<S>(target());
 }
@@ -215,7 +215,7 @@ void forward(ffi::ThreadPool& pool, Forward<S> f) {
   const Size rows = rows_at_once(f.batch, threads.count());
   const bool units = by_units(f.batch, threads.count(), step);
   f.at_once = units ? f.batch : rows;
-  const Kernels<S>& k = kernels<S>(f.hidden, gates(f.kind) == 1 && f.at_once < kRows ? 8 : 2);
+  const Kernels<S>& k = kernels<S>(f.hidden, gates(f.kind) > 1 ? 1 : f.at_once < kRows ? 8 : 2);
   Scratch<S> packed(k.packed(f));
   f.packed = packed.get();
   const Size blocks = k.blocks(f), parts = std::min(blocks, threads.count());
