@@ -71,13 +71,14 @@ void run(Size kind, Size T, Size B, Size I, Size H, bool reverse, bool states, b
   for (Size round = 0; parts && round <= T; round++) {
     for (Size part = 0; part < of_units; part++) k.back_round(t, round, part, of_units, shared);
   }
-  for (const Gradient<S>& gradient : {Gradient<S>{T * B, I, p * H, I, g * H, f.x, t.dz, array(I * p * H), p * H},
-                                      Gradient<S>{T * B, H, p * H, H, g * H, f.h, t.dz, array(H * p * H), p * H}}) {
+  const Left<S> by_x = {f.x, I, array(I * p * H), p * H}, by_h = {f.h, H, array(H * p * H), p * H}, none = {};
+  const Gradient<S> gradients[] = {{T * B, p * H, g * H, t.dz, array(p * H), {by_x, by_h}},
+                                   {T * B, (g - p) * H, g * H, t.dz + p * H, array((g - p) * H), {none, none}}};
+  for (const Gradient<S>& gradient : gradients) {
     const Size parts = k.gradient_parts(gradient), half = parts / 2;
     k.gradient(gradient, 0, half, array(k.gradient_scratch(gradient)));
     k.gradient(gradient, half, parts, array(k.gradient_scratch(gradient)));
   }
-  k.sum({T * B, 1, g * H, 0, g * H, nullptr, t.dz, array(g * H), g * H});
   k.functions(all, f.h, array(all), array(all), array(all), array(all));
 }
 

@@ -507,10 +507,19 @@ struct Back {
 };
 
 // ---------------------------------------------------------------------------------------------------------------------
-// The weights' gradient aT dz, over all steps and rows: a part is two vectors of columns. Rows are taken block by block,
-// a block of `a` packed for all parts; its sums run in registers and are then added to the whole, a sum of two levels.
+// The gradients of the weights, aT dz, and of the biases, over all steps and rows: a part is two vectors of columns. Rows
+// are taken block by block, each factor of a block packed; its sums run in registers and are then added to the whole, a
+// sum of two levels.
 
 constexpr Size kGradientRows = 256;
+
+// Adds the first n numbers of two vectors.
+template <typename S>
+INLINE void add(S* to, Vec<S> a, Vec<S> b, Size n) {
+  constexpr Size W = Simd<S>::width;
+  store<S>(to, load(to, n) + a, n);
+  if (n > W) store<S>(to + W, load(to + W, n - W) + b, n - W);
+}
 
 // a: [rows, kRows] packed; panel: [rows, 2 W] packed; added to the first `height` rows and n columns of out.
 template <typename S>
@@ -529,10 +538,25 @@ void outer_tile(Size rows, const S* a, const S* panel, S* out, Size out_stride, 
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; r++) {
     if (r >= height) break;
-    S* to = out + r * out_stride;
-    store<S>(to, load(to, n) + sum[r][0], n);
-    if (n > W) store<S>(to + W, load(to + W, n - W) + sum[r][1], n - W);
+    add<S>(out + r * out_stride, sum[r][0], sum[r][1], n);
   }
+}
+
+// Rows of a, kRows columns after kRows columns, zero beyond the last; returns where they end.
+template <typename S>
+S* pack_left(const Left<S>& left, Size first, Size rows, S* to) {
+  for (Size k = 0; k < left.depth; k += kRows) {
+    const Size n = least(kRows, left.depth - k);
+    const S* a = left.a + first * left.depth + k;
+    for (Size r = 0; r < rows; r++, a += left.depth, to += kRows) {
+      if (n == kRows) {
+        __builtin_memcpy(to, a, kRows * sizeof(S));
+      } else {
+        for (Size j = 0; j < kRows; j++) to[j] = j < n ? a[j] : S(0);
+      }
+    }
+  }
+  return to;
 }
 
 template <typename S>
@@ -540,46 +564,35 @@ void gradient(const Gradient<S>& g, Size from_part, Size to_part, S* scratch) {
   constexpr Size W = Simd<S>::width;
   const Size from = from_part * 2 * W, to = least(to_part * 2 * W, g.columns);
   S *panel = scratch, *packed = scratch + kGradientRows * 2 * W;
-  for (Size k = 0; k < g.depth; k++) {
-    for (Size j = from; j < to; j++) g.out[k * g.out_stride + j] = 0;
-  }
-  for (Size row = 0; row < g.rows; row += kGradientRows) {
-    const Size rows = least(kGradientRows, g.rows - row);
-    for (Size r = 0; r < rows; r++) {
-      const S* a = g.a + (row + r) * g.a_stride;
-      for (Size k = 0; k < g.depth; k += kRows) {
-        S* at = packed + k * rows + r * kRows;
-        for (Size j = 0; j < kRows; j++) at[j] = k + j < g.depth ? a[k + j] : S(0);
-      }
+  for (Size j = from; j < to; j++) g.sum[j] = 0;
+  for (const Left<S>& left : g.by) {
+    for (Size k = 0; k < left.depth; k++) {
+      for (Size j = from; j < to; j++) left.out[k * left.stride + j] = 0;
     }
+  }
+  for (Size first = 0; first < g.rows; first += kGradientRows) {
+    const Size rows = least(kGradientRows, g.rows - first);
+    S* end = packed;
+    for (const Left<S>& left : g.by) end = pack_left(left, first, rows, end);
     for (Size column = from; column < to; column += 2 * W) {
       const Size n = least(2 * W, to - column);
-      for (Size r = 0; r < rows; r++) {
-        const S* dz = g.dz + (row + r) * g.dz_stride + column;
-        store(panel + r * 2 * W, load(dz, n));
-        store(panel + r * 2 * W + W, n > W ? load(dz + W, n - W) : Vec<S>{});
+      const S* dz = g.dz + first * g.stride + column;
+      Vec<S> sum[2] = {};
+      for (Size r = 0; r < rows; r++, dz += g.stride) {
+        const Vec<S> w0 = load(dz, n), w1 = n > W ? load(dz + W, n - W) : Vec<S>{};
+        store(panel + r * 2 * W, w0);
+        store(panel + r * 2 * W + W, w1);
+        sum[0] += w0;
+        sum[1] += w1;
       }
-      for (Size k = 0; k < g.depth; k += kRows) {
-        outer_tile<S>(rows, packed + k * rows, panel, g.out + k * g.out_stride + column, g.out_stride,
-                      least(kRows, g.depth - k), n);
+      add<S>(g.sum + column, sum[0], sum[1], n);
+      const S* a = packed;
+      for (const Left<S>& left : g.by) {
+        for (Size k = 0; k < left.depth; k += kRows, a += kRows * rows) {
+          outer_tile<S>(rows, a, panel, left.out + k * left.stride + column, left.stride, least(kRows, left.depth - k), n);
+        }
       }
     }
-  }
-}
-
-// The sum of dz over its rows, the biases' gradient.
-template <typename S>
-void sum(const Gradient<S>& g) {
-  constexpr Size W = Simd<S>::width;
-  for (Size u = 0; u < g.columns; u += W) {
-    const Size n = least(W, g.columns - u);
-    Vec<S> all{};
-    for (Size row = 0; row < g.rows; row += kGradientRows) {
-      Vec<S> some{};
-      for (Size r = row; r < least(row + kGradientRows, g.rows); r++) some += load(g.dz + r * g.dz_stride + u, n);
-      all += some;
-    }
-    store(g.out + u, all, n);
   }
 }
 
@@ -627,9 +640,11 @@ constexpr Kernels<S> kernels() {
       },
       [](T f, Size round, Size part, Size parts, S* s) { Back<S>(f, 0, f.batch, s, part, parts).round(round); },
       [](G g) { return up(g.columns, 2 * Simd<S>::width); },
-      [](G g) { return kGradientRows * (2 * Simd<S>::width + up(g.depth, kRows) * kRows); },
+      [](G g) {
+        const Size depth = up(g.by[0].depth, kRows) + up(g.by[1].depth, kRows);
+        return kGradientRows * (2 * Simd<S>::width + depth * kRows);
+      },
       [](G g, Size from, Size to, S* s) { gradient<S>(g, from, to, s); },
-      [](G g) { sum<S>(g); },
       [](Size count, const S* z, S* a, S* b, S* c, S* d) { functions<S>(count, z, a, b, c, d); },
   };
 }

@@ -348,27 +348,31 @@ ffi::Error RunGradient(ffi::ThreadPool pool, Buffer x, Buffer h, Buffer dz, Resu
   if (x.dimensions().size() != 2 || h.dimensions().size() != 2 || dz.dimensions().size() != 2) {
     return check(false, "wanted x [R, I], h [R, H] and dz [R, N]");
   }
-  const Size rows = x.dimensions()[0], I = x.dimensions()[1], H = h.dimensions()[1];
-  const Size wide = dz.dimensions()[1], by_x = gates_by_x * H, by_h = (head + tail) * H;
-  if (h.dimensions()[0] != rows || dz.dimensions()[0] != rows || by_x > wide || by_h > wide ||
-      count(d_w_x) != I * by_x || count(d_w_h) != H * by_h || count(d_b) != wide) {
+  const Size rows = x.dimensions()[0], I = x.dimensions()[1], H = h.dimensions()[1], wide = dz.dimensions()[1];
+  const Size gates = H > 0 ? wide / H : 0, both = std::min(gates_by_x, head), either = std::max(gates_by_x, head);
+  if (H < 1 || h.dimensions()[0] != rows || dz.dimensions()[0] != rows || gates * H != wide || both < 0 || tail < 0 ||
+      either + tail > gates || count(d_w_x) != I * gates_by_x * H || count(d_w_h) != H * (head + tail) * H ||
+      count(d_b) != wide) {
     return check(false, "the shapes of the weights' gradients do not fit one another");
   }
   return by_dtype(x, [&](auto zero) -> ffi::Error {
     using S = decltype(zero);
     const Kernels<S>& kernel = of<S>(target());
     Threads threads(pool, rows * wide * (I + H));
-    const S* z = data<S>(dz);
-    S* by = data<S>(d_w_h);
-    const Gradient<S> products[3] = {{rows, I, by_x, I, wide, data<S>(x), z, data<S>(d_w_x), by_x},
-                                     {rows, H, head * H, H, wide, data<S>(h), z, by, by_h},
-                                     {rows, H, tail * H, H, wide, data<S>(h), z + (wide - tail * H), by + head * H, by_h}};
-    const Gradient<S> sum = {rows, 1, wide, 0, wide, nullptr, z, data<S>(d_b), wide};
-    // Each thread takes a stretch of columns of one product.
-    threads.run(3 * threads.count() + 1, [&](Size part) {
-      if (part == 3 * threads.count()) return kernel.sum(sum);
-      const Gradient<S>& g = products[part / threads.count()];
-      const Size n = part % threads.count(), parts = kernel.gradient_parts(g);
+    // The gates that read x and h, those that read one of them, those that read neither, and the last, which read h.
+    const Size borders[] = {0, both, either, gates - tail, gates};
+    const auto gradient = [&](Size from, Size to) -> Gradient<S> {
+      const bool by_x = from < gates_by_x, by_h = from < head || from >= gates - tail;
+      const Size column = (from < head ? from : from - (gates - tail) + head) * H;
+      return {rows, (to - from) * H, wide, data<S>(dz) + from * H, data<S>(d_b) + from * H,
+              {{data<S>(x), by_x ? I : 0, data<S>(d_w_x) + from * H, gates_by_x * H},
+               {data<S>(h), by_h ? H : 0, data<S>(d_w_h) + column, (head + tail) * H}}};
+    };
+    // Each thread takes a stretch of the columns between two borders.
+    threads.run(4 * threads.count(), [&](Size part) {
+      const Size between = part / threads.count(), n = part % threads.count();
+      const Gradient<S> g = gradient(borders[between], borders[between + 1]);
+      const Size parts = kernel.gradient_parts(g);
       const Size from = parts * n / threads.count(), to = parts * (n + 1) / threads.count();
       if (from == to) return;
       Scratch<S> scratch(kernel.gradient_scratch(g));

@@ -60,13 +60,23 @@ struct Transposed {
   S* packed;
 };
 
-// The weights' gradient aT dz, of a [rows, depth] and dz [rows, columns]: out [depth, columns].
+// What the weights' gradient has on its left, a [rows, depth], and where aT dz goes, its rows this far apart.
+template <typename S>
+struct Left {
+  const S* a;
+  Size depth;
+  S* out;
+  Size stride;
+};
+
+// The gradients that some columns of dz make, [rows, columns], its rows this far apart: the biases', which is their sum,
+// and those of the weights that x and h meet; one that they do not has no depth.
 template <typename S>
 struct Gradient {
-  Size rows, depth, columns, a_stride, dz_stride;
-  const S *a, *dz;
-  S* out;
-  Size out_stride;
+  Size rows, columns, stride;
+  const S* dz;
+  S* sum;
+  Left<S> by[2];
 };
 
 // The kernels of one instruction set. `rows` takes some rows through all of time. `round` does a part of one of
@@ -91,7 +101,6 @@ struct Kernels {
   Size (*gradient_parts)(const Gradient<S>&);
   Size (*gradient_scratch)(const Gradient<S>&);
   void (*gradient)(const Gradient<S>&, Size from_part, Size to_part, S* scratch);
-  void (*sum)(const Gradient<S>&);
 
   void (*functions)(Size count, const S* z, S* sigmoid, S* sigmoid_slope, S* tanh, S* tanh_slope);
 };
