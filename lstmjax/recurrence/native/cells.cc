@@ -257,8 +257,10 @@ struct Walk {
       const Size begun = step - step % ahead, count = least(ahead, f.steps - begun);
       inside = f.reverse ? count - 1 - (step - begun) : step - begun;
     }
-    const S* panel = f.packed + from * block_size();
-    for (Size block = from; block < to; block++) {
+    for (Size n = from; n < to; n++) {
+      // To and fro: what a step reads last of the weights is the next to be read, and still in cache.
+      const Size block = step & 1 ? from + to - 1 - n : n;
+      const S* panel = f.packed + block * block_size();
       S* pre = z + (ahead ? block * slot : 0) + inside * rows * z_row;
       const Factor<S> none = {old, 0, 0}, from_h = {old, padded, f.hidden};
       if (ahead) {
@@ -466,7 +468,9 @@ struct Back {
     const S *dz = f.dz + (t * f.batch + first) * wide, *last = dz + (f.form.gates - f.form.tail) * f.hidden;
     S *now = h[n & 1], *before = h[1 - (n & 1)];
     const Factor<S> head = {dz, wide, f.form.head * f.hidden}, tail = {last, wide, f.form.tail * f.hidden};
-    for (Size block = from; block < to; block += together) {
+    const Size groups = up(to - from, together);
+    for (Size i = 0; i < groups; i++) {  // to and fro, as forward
+      const Size block = from + (n & 1 ? groups - 1 - i : i) * together;
       multiply<S>(rows, least(together, to - block), head, tail,
                   {f.packed + block * 2 * W * depth(), 2 * W * depth()}, {now + block * 2 * W, padded, 2 * W},
                   {before + block * 2 * W, padded, 2 * W});

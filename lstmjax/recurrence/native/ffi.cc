@@ -68,8 +68,8 @@ const Kernels<S>& kernels(Size hidden, Size vectors) {
   return of<S>(target());
 }
 
-// Memory that is written for the first time is given page by page, which can take as long as what is written there.
-// Where the system has large pages for those who ask, this asks for them: a hint, which it may refuse.
+// The system gives memory page by page, each when it is first written: 4096 bytes at a time, that can take longer than
+// the kernels do. Where it has large pages for those who ask, this asks for them: a hint, which it may refuse.
 void prefer_large_pages(const void* data, std::size_t bytes) {
 #if defined(MADV_HUGEPAGE)
   constexpr std::uintptr_t kLarge = std::uintptr_t(1) << 21;

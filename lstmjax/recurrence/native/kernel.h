@@ -74,6 +74,14 @@ INLINE Vec<S> fill(S a) {
   return a - Vec<S>{};
 }
 
+// The bits of one vector as another.
+template <typename To, typename From>
+INLINE To as(From bits) {
+  To v;
+  __builtin_memcpy(&v, &bits, sizeof v);
+  return v;
+}
+
 // The larger of a and b, and b where one of them is a NaN: one instruction, which compilers do not find by themselves.
 #if defined(__x86_64__) && LSTMJAX_BYTES == 64
 INLINE Vec<float> larger(Vec<float> a, Vec<float> b) { return _mm512_max_ps(a, b); }
@@ -146,11 +154,7 @@ struct Exponentials {
 #pragma GCC unroll 4
     for (int i = 0; i < N; i++) {
       const Vec<S> p = r[i] + (r[i] * r[i]) * q[i];
-      Mask bits;
-      __builtin_memcpy(&bits, &power[i], sizeof bits);
-      bits <<= E::exponent;
-      Vec<S> scale;
-      __builtin_memcpy(&scale, &bits, sizeof scale);
+      const Vec<S> scale = as<Vec<S>>(as<Mask>(power[i]) << E::exponent);
       exp[i] = scale + scale * p;
       less_one[i] = (scale - S(1)) + scale * p;
     }
@@ -158,22 +162,17 @@ struct Exponentials {
 };
 
 template <typename S>
+constexpr typename Simd<S>::Bits kSign = ~(typename Simd<S>::Bits(-1) >> 1);
+
+template <typename S>
 INLINE Vec<S> magnitude(Vec<S> z) {
-  typename Simd<S>::Mask bits;
-  __builtin_memcpy(&bits, &z, sizeof bits);
-  bits &= typename Simd<S>::Bits(-1) >> 1;
-  __builtin_memcpy(&z, &bits, sizeof z);
-  return z;
+  return as<Vec<S>>(as<typename Simd<S>::Mask>(z) & ~kSign<S>);
 }
 
 template <typename S>
 INLINE Vec<S> with_sign_of(Vec<S> value, Vec<S> z) {
-  typename Simd<S>::Mask bits, sign;
-  __builtin_memcpy(&bits, &value, sizeof bits);
-  __builtin_memcpy(&sign, &z, sizeof sign);
-  bits |= sign & ~(typename Simd<S>::Bits(-1) >> 1);
-  __builtin_memcpy(&value, &bits, sizeof value);
-  return value;
+  using Mask = typename Simd<S>::Mask;
+  return as<Vec<S>>(as<Mask>(value) | (as<Mask>(z) & kSign<S>));
 }
 
 // A function as a fraction: its value is over / under, its slope bend / under^2, where 1 <= under <= 2. So two functions
@@ -200,9 +199,7 @@ INLINE Vec<S> hyperbolic_exponent(Vec<S> z) {
 // sigma(z) = 1 / (1 + e), or e / (1 + e) where z < 0, and sigma'(z) = e / (1 + e)^2, where e = e^(-|z|).
 template <typename S>
 INLINE Fraction<S> sigmoid(Vec<S> z, Vec<S> e) {
-  typename Simd<S>::Mask bits;
-  __builtin_memcpy(&bits, &z, sizeof bits);
-  return {bits >> (8 * sizeof(S) - 1) ? e : fill<S>(1), S(1) + e, e};
+  return {as<typename Simd<S>::Mask>(z) >> (8 * sizeof(S) - 1) ? e : fill<S>(1), S(1) + e, e};
 }
 
 // tanh(z) = (1 - e) / (1 + e) and tanh'(z) = 4 e / (1 + e)^2, where e = e^(-2|z|).
