@@ -94,5 +94,10 @@ int main() {
               run<double>(kind, T, B, I, H, flags & 1, flags & 2, flags & 4, flags & 8, flags & 1 ? 4 : 64);
               count += 2;
             }
+  for (Size kind : {kLstm, kGru, kRnn, kRelu}) {  // long rows of x
+    run<float>(kind, 3, 50, 600, 7, false, false, true, false, 64);
+    run<double>(kind, 3, 50, 300, 7, false, false, true, false, 64);
+    count += 2;
+  }
   std::printf("%ld runs\n", long(count));
 }

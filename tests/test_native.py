@@ -105,6 +105,8 @@ def test_skipped_steps_and_resets(x64, kind, reverse, states):
         ((4, 0, 2), 4),
         ((2, 100, 5), 3),
         ((1, 1, 1), 1),
+        ((4, 7, 3), 8),  # one long vector of units
+        ((5, 30, 300), 5),  # rows of x so long that the weights' gradient copies them
     ],
 )
 @pytest.mark.parametrize("kind", ["lstm", "gru"])

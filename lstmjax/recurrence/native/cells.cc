@@ -512,10 +512,18 @@ struct Back {
 
 // ---------------------------------------------------------------------------------------------------------------------
 // The gradients of the weights, aT dz, and of the biases, over all steps and rows: a part is two vectors of columns. Rows
-// are taken block by block, each factor of a block packed; its sums run in registers and are then added to the whole, a
-// sum of two levels.
+// are taken block by block; a block's sums run in registers and are then added to the whole, a sum of two levels.
 
-constexpr Size kGradientRows = 256;
+constexpr Size kGradientRows = 128;
+
+// Rows of a that lie further apart than this, in bytes, share few sets of the cache, and each is on a page of its own:
+// they are copied before they are used.
+constexpr Size kFar = 2048;
+
+template <typename S>
+INLINE bool far(const Left<S>& left) {
+  return left.depth * Size(sizeof(S)) > kFar;
+}
 
 // Adds the first n numbers of two vectors.
 template <typename S>
@@ -525,39 +533,32 @@ INLINE void add(S* to, Vec<S> a, Vec<S> b, Size n) {
   if (n > W) store<S>(to + W, load(to + W, n - W) + b, n - W);
 }
 
-// a: [rows, kRows] packed; panel: [rows, 2 W] packed; added to the first `height` rows and n columns of out.
-template <typename S>
-void outer_tile(Size rows, const S* a, const S* panel, S* out, Size out_stride, Size height, Size n) {
+// R columns of a, its rows so far apart; panel: [rows, 2 W] packed; added to R rows and n columns of out.
+template <typename S, int R>
+void outer_tile(Size rows, const S* a, Size stride, const S* panel, S* out, Size out_stride, Size n) {
   constexpr Size W = Simd<S>::width;
-  Vec<S> sum[kRows][2] = {};
-  for (Size k = 0; k < rows; k++, a += kRows, panel += 2 * W) {
+  Vec<S> sum[R][2] = {};
+  for (Size k = 0; k < rows; k++, a += stride, panel += 2 * W) {
     const Vec<S> w0 = load(panel), w1 = load(panel + W);
 #pragma GCC unroll 8
-    for (int r = 0; r < kRows; r++) {
+    for (int r = 0; r < R; r++) {
       const Vec<S> ar = fill<S>(a[r]);
       sum[r][0] += ar * w0;
       sum[r][1] += ar * w1;
     }
   }
 #pragma GCC unroll 8
-  for (int r = 0; r < kRows; r++) {
-    if (r >= height) break;
-    add<S>(out + r * out_stride, sum[r][0], sum[r][1], n);
-  }
+  for (int r = 0; r < R; r++) add<S>(out + r * out_stride, sum[r][0], sum[r][1], n);
 }
 
-// Rows of a, kRows columns after kRows columns, zero beyond the last; returns where they end.
+// Some rows of a, as many columns as a tile takes after as many; returns where they end.
 template <typename S>
 S* pack_left(const Left<S>& left, Size first, Size rows, S* to) {
-  for (Size k = 0; k < left.depth; k += kRows) {
-    const Size n = least(kRows, left.depth - k);
+  for (Size k = 0, height; k < left.depth; k += height) {
+    height = next(left.depth - k, kRows);
     const S* a = left.a + first * left.depth + k;
-    for (Size r = 0; r < rows; r++, a += left.depth, to += kRows) {
-      if (n == kRows) {
-        __builtin_memcpy(to, a, kRows * sizeof(S));
-      } else {
-        for (Size j = 0; j < kRows; j++) to[j] = j < n ? a[j] : S(0);
-      }
+    for (Size r = 0; r < rows; r++, a += left.depth, to += height) {
+      for (Size j = 0; j < height; j++) to[j] = a[j];
     }
   }
   return to;
@@ -566,6 +567,8 @@ S* pack_left(const Left<S>& left, Size first, Size rows, S* to) {
 template <typename S>
 void gradient(const Gradient<S>& g, Size from_part, Size to_part, S* scratch) {
   constexpr Size W = Simd<S>::width;
+  static constexpr void (*tiles[kRows])(Size, const S*, Size, const S*, S*, Size, Size) = {
+      outer_tile<S, 1>, outer_tile<S, 2>, outer_tile<S, 3>, outer_tile<S, 4>, outer_tile<S, 5>, outer_tile<S, 6>};
   const Size from = from_part * 2 * W, to = least(to_part * 2 * W, g.columns);
   S *panel = scratch, *packed = scratch + kGradientRows * 2 * W;
   for (Size j = from; j < to; j++) g.sum[j] = 0;
@@ -577,10 +580,12 @@ void gradient(const Gradient<S>& g, Size from_part, Size to_part, S* scratch) {
   for (Size first = 0; first < g.rows; first += kGradientRows) {
     const Size rows = least(kGradientRows, g.rows - first);
     S* end = packed;
-    for (const Left<S>& left : g.by) end = pack_left(left, first, rows, end);
+    for (const Left<S>& left : g.by) {
+      if (far(left)) end = pack_left(left, first, rows, end);
+    }
     for (Size column = from; column < to; column += 2 * W) {
       const Size n = least(2 * W, to - column);
-      const S* dz = g.dz + first * g.stride + column;
+      const S *dz = g.dz + first * g.stride + column, *copied = packed;
       Vec<S> sum[2] = {};
       for (Size r = 0; r < rows; r++, dz += g.stride) {
         const Vec<S> w0 = load(dz, n), w1 = n > W ? load(dz + W, n - W) : Vec<S>{};
@@ -590,10 +595,13 @@ void gradient(const Gradient<S>& g, Size from_part, Size to_part, S* scratch) {
         sum[1] += w1;
       }
       add<S>(g.sum + column, sum[0], sum[1], n);
-      const S* a = packed;
       for (const Left<S>& left : g.by) {
-        for (Size k = 0; k < left.depth; k += kRows, a += kRows * rows) {
-          outer_tile<S>(rows, a, panel, left.out + k * left.stride + column, left.stride, least(kRows, left.depth - k), n);
+        for (Size k = 0, height; k < left.depth; k += height) {
+          height = next(left.depth - k, kRows);
+          const S* a = far(left) ? copied : left.a + first * left.depth + k;
+          if (far(left)) copied += rows * height;
+          tiles[height - 1](rows, a, far(left) ? height : left.depth, panel, left.out + k * left.stride + column,
+                            left.stride, n);
         }
       }
     }
@@ -645,8 +653,9 @@ constexpr Kernels<S> kernels() {
       [](T f, Size round, Size part, Size parts, S* s) { Back<S>(f, 0, f.batch, s, part, parts).round(round); },
       [](G g) { return up(g.columns, 2 * Simd<S>::width); },
       [](G g) {
-        const Size depth = up(g.by[0].depth, kRows) + up(g.by[1].depth, kRows);
-        return kGradientRows * (2 * Simd<S>::width + depth * kRows);
+        Size columns = 2 * Simd<S>::width;
+        for (const Left<S>& left : g.by) columns += far(left) ? left.depth : 0;
+        return kGradientRows * columns;
       },
       [](G g, Size from, Size to, S* s) { gradient<S>(g, from, to, s); },
       [](Size count, const S* z, S* a, S* b, S* c, S* d) { functions<S>(count, z, a, b, c, d); },

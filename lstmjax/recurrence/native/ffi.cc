@@ -368,12 +368,12 @@ ffi::Error RunGradient(ffi::ThreadPool pool, Buffer x, Buffer h, Buffer dz, Resu
               {{data<S>(x), by_x ? I : 0, data<S>(d_w_x) + from * H, gates_by_x * H},
                {data<S>(h), by_h ? H : 0, data<S>(d_w_h) + column, (head + tail) * H}}};
     };
-    // Each thread takes a stretch of the columns between two borders.
-    threads.run(4 * threads.count(), [&](Size part) {
-      const Size between = part / threads.count(), n = part % threads.count();
-      const Gradient<S> g = gradient(borders[between], borders[between + 1]);
-      const Size parts = kernel.gradient_parts(g);
-      const Size from = parts * n / threads.count(), to = parts * (n + 1) / threads.count();
+    // Of the columns between two borders, each thread may take some stretches: one that comes late finds fewer.
+    const Size stretches = 2 * threads.count();
+    threads.run(4 * stretches, [&](Size part) {
+      const Gradient<S> g = gradient(borders[part / stretches], borders[part / stretches + 1]);
+      const Size n = part % stretches, panels = kernel.gradient_parts(g);
+      const Size from = panels * n / stretches, to = panels * (n + 1) / stretches;
       if (from == to) return;
       Scratch<S> scratch(kernel.gradient_scratch(g));
       kernel.gradient(g, from, to, scratch.get());
