@@ -50,23 +50,45 @@ INLINE void store(S* p, Vec<S> v) {
   __builtin_memcpy(p, &v, sizeof v);
 }
 
-// The first n numbers of a vector, into an array that may end there.
-template <typename S>
-INLINE void store(S* p, Vec<S> v, Size n) {
-  if (n >= Simd<S>::width) {
-    store(p, v);
-  } else {
-    for (Size i = 0; i < n; i++) p[i] = v[i];
-  }
+// The first n numbers of a vector, fewer than it has: from an array that may end there, zero beyond, and into one.
+#if defined(__x86_64__) && LSTMJAX_BYTES == 64
+INLINE Vec<float> load_some(const float* p, Size n) { return _mm512_maskz_loadu_ps((1u << n) - 1, p); }
+INLINE Vec<double> load_some(const double* p, Size n) { return _mm512_maskz_loadu_pd((1u << n) - 1, p); }
+INLINE void store_some(float* p, Vec<float> v, Size n) { _mm512_mask_storeu_ps(p, (1u << n) - 1, v); }
+INLINE void store_some(double* p, Vec<double> v, Size n) { _mm512_mask_storeu_pd(p, (1u << n) - 1, v); }
+#elif defined(__x86_64__) && LSTMJAX_BYTES == 32
+INLINE __m256i mask(float, Size n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
-
-// The other way round, zero beyond.
+INLINE __m256i mask(double, Size n) {
+  return _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3));
+}
+INLINE Vec<float> load_some(const float* p, Size n) { return _mm256_maskload_ps(p, mask(0.f, n)); }
+INLINE Vec<double> load_some(const double* p, Size n) { return _mm256_maskload_pd(p, mask(0., n)); }
+INLINE void store_some(float* p, Vec<float> v, Size n) { _mm256_maskstore_ps(p, mask(0.f, n), v); }
+INLINE void store_some(double* p, Vec<double> v, Size n) { _mm256_maskstore_pd(p, mask(0., n), v); }
+#else
 template <typename S>
-INLINE Vec<S> load(const S* p, Size n) {
-  if (n >= Simd<S>::width) return load(p);
+INLINE Vec<S> load_some(const S* p, Size n) {
   Vec<S> v{};
   for (Size i = 0; i < n; i++) v[i] = p[i];
   return v;
+}
+template <typename S>
+INLINE void store_some(S* p, Vec<S> v, Size n) {
+  for (Size i = 0; i < n; i++) p[i] = v[i];
+}
+#endif
+
+// The same of n numbers, or of all.
+template <typename S>
+INLINE void store(S* p, Vec<S> v, Size n) {
+  n < Simd<S>::width ? store_some(p, v, n) : store(p, v);
+}
+
+template <typename S>
+INLINE Vec<S> load(const S* p, Size n) {
+  return n < Simd<S>::width ? load_some(p, n) : load(p);
 }
 
 template <typename S>
