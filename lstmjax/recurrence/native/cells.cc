@@ -596,13 +596,14 @@ void gradient(const Gradient<S>& g, Size from_part, Size to_part, S* scratch) {
       }
       add<S>(g.sum + column, sum[0], sum[1], n);
       for (const Left<S>& left : g.by) {
+        const bool copy = far(left);
         for (Size k = 0, height; k < left.depth; k += height) {
           height = next(left.depth - k, kRows);
-          const S* a = far(left) ? copied : left.a + first * left.depth + k;
-          if (far(left)) copied += rows * height;
-          tiles[height - 1](rows, a, far(left) ? height : left.depth, panel, left.out + k * left.stride + column,
+          const S* a = copy ? copied + rows * k : left.a + first * left.depth + k;
+          tiles[height - 1](rows, a, copy ? height : left.depth, panel, left.out + k * left.stride + column,
                             left.stride, n);
         }
+        if (copy) copied += rows * left.depth;
       }
     }
   }
